@@ -1,0 +1,165 @@
+"""
+The nets that catch a process which leaves without saying so, and what a fork must reset.
+
+No single hook runs under every server. So several are spread when an engine starts; the first one
+that is reached ends the engine, the others find nothing left to do. One hook a process, whatever
+the number of engines: it ends those that this very process started.
+"""
+
+import atexit
+import os
+import sys
+import threading
+import weakref
+
+from . import signals
+from .records import WARNING, Message, last_resort
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .door import Gate
+    from .engine import Engine
+    from .lifecycle import Lifecycle
+
+_engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
+_gates: "weakref.WeakSet[Gate]" = weakref.WeakSet()
+_spread_in = 0  # the process that has its nets
+_ends_before_join_in = 0  # likewise, for the one that a script does not want
+
+
+def add(engine: "Engine") -> None:
+    """Have *engine* reset after a fork and ended with the process."""
+    _engines.add(engine)
+
+
+def add_gate(gate: "Gate") -> None:
+    """Register the gate of an application, for server hooks that start it eagerly."""
+    _gates.add(gate)
+
+
+def gates(kind: str) -> "list[Gate]":
+    """Return the gates of this process's applications of *kind*, `wsgi` or `asgi`."""
+    return [gate for gate in tuple(_gates) if gate.kind == kind]
+
+
+def engines() -> "list[Engine]":
+    """Return the engines of this process."""
+    return list(_engines)
+
+
+def spread(engine: "Lifecycle", door: str) -> None:
+    """
+    Spread the nets of this process, unless they are; warn of what they cannot give *engine*.
+
+    Args:
+        engine: The one that *door* starts.
+        door: As in `Life.door`.
+    """
+    global _spread_in  # noqa: PLW0603  # state of the process is what it is
+    if engine.drain_delay and not signals.can_delay(engine):
+        text = (
+            f"drain_delay={engine.drain_delay:g} has no effect under this server: "
+            "it stops to serve as soon as it is told to go"
+        )
+        engine.tell(Message(text=text, level=WARNING, error=None))
+    if door != "script":
+        _spread_before_threads_are_joined()
+    if _spread_in == os.getpid():
+        return
+    _spread_in = os.getpid()
+    atexit.unregister(end_all)  # inherited by a fork; some forks drop it
+    atexit.register(end_all)
+    _spread_for_multiprocessing()
+    _spread_for_uwsgi()
+    _spread_for_mod_wsgi()
+
+
+def _spread_before_threads_are_joined() -> None:
+    """
+    End the engines before the interpreter waits for threads, which comes before atexit.
+
+    A thread that begins on `start`, ends on `stop` and is no daemon would else keep a server's
+    process for ever.
+
+    A script may leave its work to such threads when its main thread ends, so there it is no net. A
+    server that runs in one, its main thread gone, is past this point: nothing can be registered.
+
+    Source:
+        threading.py, `_register_atexit`, which concurrent.futures uses to end its own threads.
+    """
+    global _ends_before_join_in  # noqa: PLW0603  # as above
+    if _ends_before_join_in == os.getpid():
+        return
+    _ends_before_join_in = os.getpid()
+    register = getattr(threading, "_register_atexit", None)  # private, so perhaps gone one day
+    if register is not None:
+        try:
+            register(end_engines)
+        except RuntimeError:
+            pass  # the main thread has ended; atexit is left
+
+
+def _spread_for_multiprocessing() -> None:
+    """Workers made by multiprocessing skip atexit before Python 3.13, but run finalizers."""
+    multiprocessing = sys.modules.get("multiprocessing")
+    if multiprocessing is not None and multiprocessing.parent_process() is not None:
+        from multiprocessing.util import Finalize
+
+        Finalize(None, end_all, exitpriority=0)
+
+
+def _spread_for_uwsgi() -> None:
+    """Use the single slot there is; whoever was in it goes on being called."""
+    uwsgi: Any = sys.modules.get("uwsgi")
+    if uwsgi is None:
+        return
+    earlier = getattr(uwsgi, "atexit", None)
+
+    def at_uwsgi_exit() -> None:
+        end_all()
+        if earlier is not None:
+            earlier()
+
+    uwsgi.atexit = at_uwsgi_exit
+
+
+def _spread_for_mod_wsgi() -> None:
+    """Hear of the shutdown; a sub-interpreter of mod_wsgi gets no atexit."""
+    mod_wsgi: Any = sys.modules.get("mod_wsgi")
+    if mod_wsgi is not None and hasattr(mod_wsgi, "subscribe_shutdown"):
+        mod_wsgi.subscribe_shutdown(lambda event, **info: end_all())
+
+
+@signals.shielded
+def end_all() -> None:
+    """End every engine that this process started, then do what signals still have to do."""
+    end_engines()
+    signals.settle_all()
+
+
+def end_engines() -> None:
+    """End every engine that this process started; nothing can fail any more."""
+    for engine in engines():
+        if engine.pid == os.getpid() and (engine.owes_exit or engine.in_transition):
+            try:
+                signals.chain(engine)  # a server that returned has put back what kills at once
+                engine.exit()
+            except (
+                BaseException
+            ) as exc:  # the process is leaving: whatever it was, it is in the log
+                if not isinstance(exc, Exception | SystemExit):
+                    last_resort("the end of an engine")
+
+
+def _after_fork() -> None:
+    signals.after_fork()
+    for engine in engines():
+        try:
+            engine.after_fork()
+        except Exception:
+            last_resort("the reset of an engine after a fork")
+
+
+os.register_at_fork(after_in_child=_after_fork)

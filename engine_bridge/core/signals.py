@@ -1,0 +1,619 @@
+"""
+Signals: note that one came, wake somebody who may act on it, leave the rest to who was there first.
+
+A handler runs between any two bytecodes of the main thread, perhaps inside a lock that it would
+need. So ours puts a note on a `queue.SimpleQueue`, which is made for that, and returns. The thread
+in `block` takes the note; if there is none, the handler starts one with `_thread`, which takes no
+lock either. It publishes the channel named after the signal and then does what is left to do,
+which the handler has decided, by the predecessor that it found and by what the engine claims:
+
+- A callable predecessor, such as a server's handler, is called, and decides when the process
+  leaves. We drain. uvicorn's can be held back for `drain_delay`, since it only sets attributes.
+- SIG_DFL would kill: the handler sets SIG_DFL back, the engine drains and stops, and sends the
+  signal again. The exit status is what it would have been; a second signal kills at once.
+- SIG_IGN, or a handler installed from C, is left alone.
+- `SignalHandler` claims signals for a script, which owns its process. The listeners decide; where
+  they leave, the main thread must too. In `block` it returns, once the exit is complete. Elsewhere
+  it is unwound, by SystemExit(128 + number) or KeyboardInterrupt, and atexit waits for the exit.
+  But not in the midst of our own code, which that would break: there it happens at the end of it,
+  see `shielded` and `unwind`. So a start that is aborted ends a script with 143, without a trace.
+
+Whatever the notes need must be in place before they are put: another thread may act at once.
+
+Facts about servers are from their source, as measured for uvicorn 0.54, gunicorn 27 with
+uvicorn-worker 0.4, hypercorn 0.18, waitress 3.0 and cheroot 11.1.
+"""
+
+import _thread
+import os
+import queue
+import signal
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+
+from .errors import EngineError
+from .records import ERROR, Message, SignalCaught
+from .states import State
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import CodeType, FrameType
+    from typing import Any, NoReturn, TypeVar
+
+    from .engine import Engine
+    from .lifecycle import Lifecycle
+
+    Function = TypeVar("Function", bound=Callable[..., Any])
+
+CHAINED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGABRT")
+# The main loops of these servers drain on SystemExit, and atexit follows.
+LEAVE_ON_SYSTEM_EXIT = ("waitress", "cheroot")
+
+# What an engine claims. HEARS: nothing, it drains or stops in time. DECIDES: nothing happens but
+# what the channel's listeners do. LEAVES: they leave; in a process of a server the same as HEARS.
+HEARS, DECIDES, LEAVES = range(3)
+
+Note = Callable[[], object]
+Leave = Callable[["Engine"], object]
+
+_watchers: "dict[int, tuple[tuple[weakref.ref[Engine], int], ...]]" = {}
+_changing = threading.Lock()  # of _watchers; never taken in a handler
+_owed: "dict[int, set[Engine]]" = {}  # signals to send again once these engines have stopped
+_passing: set[int] = set()  # signals that a predecessor handles at this moment
+_put_off: "deque[tuple[Handler, int]]" = deque()  # those that came meanwhile
+_bells: "set[_Bell]" = set()
+_unwinding: list[int] = []  # the signal that unwinds the main thread when it leaves our code
+_shielded: "set[CodeType]" = set()
+
+
+class Notes:
+    """What an engine was told by signals, and who reads it."""
+
+    def __init__(self, engine: "Lifecycle") -> None:
+        self._queue: queue.SimpleQueue[Note | None] = queue.SimpleQueue()
+        self._readers: list[int] = []
+        self._waiting: list[int] = []
+        self._bell: _Bell | None = None  # wakes the main thread, if that is a reader
+        self._engine = weakref.ref(engine)
+        self.times_told = 0  # to leave, in this life
+
+    @property
+    def readers(self) -> list[int]:
+        """The threads in `block`."""
+        return self._readers
+
+    def put(self, note: Note) -> None:
+        """Leave *note* and see that somebody reads it; safe in a signal handler."""
+        self._queue.put(note)
+        if not self._waiting:
+            self._start_reader()
+
+    def wake(self) -> None:
+        """Let those in `block` look around."""
+        for _ in self._readers:
+            self._queue.put(None)
+        if self._bell is not None:
+            self._bell.ring()
+
+    def reading(self) -> "_Reading":
+        """Return a context in which this thread is a reader."""
+        return _Reading(self)
+
+    def get(self, timeout: float | None) -> Note | None:
+        """Return the next note; None when woken without one, or after *timeout* seconds."""
+        self._waiting.append(0)
+        try:
+            if self._bell is None or not _in_main_thread():
+                return self._queue.get(timeout=timeout)
+            if self._queue.empty():
+                self._bell.wait(timeout)
+            return self._queue.get_nowait()
+        except queue.Empty:
+            return None
+        finally:
+            self._waiting.pop()
+            if not self._queue.empty() and not self._waiting:
+                self._start_reader()  # one came between get and pop: its handler saw us waiting
+
+    def _start_reader(self) -> None:
+        try:
+            _thread.start_new_thread(self._become_thread, ())
+        except RuntimeError:
+            pass  # the interpreter is on its way out: the exit net does what is left
+
+    def _become_thread(self) -> None:
+        """Continue, outside the handler now, in a thread that Python's tools can see."""
+        try:
+            threading.Thread(target=self._read, name="engine signals", daemon=True).start()
+        except RuntimeError:
+            pass
+
+    def _read(self) -> None:
+        wakes = 0
+        while True:
+            try:
+                note = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if note is None:
+                wakes += 1  # for those in `block`
+                continue
+            try:
+                note()
+            except SystemExit:
+                pass  # of a listener; the thread in `block` raises it
+            except Exception as exc:
+                engine = self._engine()
+                if engine is not None and not isinstance(exc, EngineError):
+                    text = f"a signal's work failed: {exc}"
+                    engine.tell(Message(text=text, level=ERROR, error=exc))
+        for _ in range(wakes):
+            self._queue.put(None)
+
+
+class _Reading:
+    def __init__(self, notes: Notes) -> None:
+        self._notes = notes
+        self._outer = notes._bell
+
+    def __enter__(self) -> None:
+        if _in_main_thread():
+            self._notes._bell = _Bell()
+        self._notes._readers.append(threading.get_ident())
+
+    def __exit__(self, *error: object) -> None:
+        self._notes._readers.remove(threading.get_ident())
+        if _in_main_thread() and self._notes._bell is not None:
+            bell, self._notes._bell = self._notes._bell, self._outer
+            bell.close()
+
+
+class _Bell:
+    """
+    Wakes the main thread, also for a signal that comes just as it falls asleep.
+
+    Waiting for a lock it would miss that: Python's handler runs when the thread wakes, and nothing
+    would wake it. The number that C's handler writes here stays to be read.
+    """
+
+    def __init__(self) -> None:
+        self._open = threading.Lock()  # who rings must not write to a descriptor given anew
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)  # C's handler must never wait
+        self._previous = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        _bells.add(self)
+
+    def wait(self, timeout: float | None) -> None:
+        """Sleep until it rings, *timeout* seconds at most."""
+        if timeout is not None:
+            import select
+
+            poll = select.poll()
+            poll.register(self._reader, select.POLLIN)
+            if not poll.poll(timeout * 1000):
+                return
+        os.read(self._reader, 4096)
+
+    def ring(self) -> None:
+        """Wake the main thread; safe in any thread."""
+        with self._open:
+            try:
+                os.write(self._writer, b"\0")
+            except OSError:
+                pass  # full, so it rings already; closed, so nobody sleeps
+
+    def close(self) -> None:
+        """Give signals back to who was told of them before."""
+        if self in _bells:  # else we have been forked meanwhile
+            _bells.discard(self)
+            signal.set_wakeup_fd(self._previous)
+        with self._open:
+            writer, self._writer = self._writer, -1
+        os.close(self._reader)
+        os.close(writer)
+
+
+class Handler:
+    """What we install for a signal, around the handler that was there."""
+
+    def __init__(self, predecessor: "Any") -> None:
+        self.predecessor = predecessor
+        self._held_for: set[Engine] = set()
+
+    def __call__(self, signum: int, frame: "FrameType | None") -> None:
+        """Note that *signum* came, and do what must be done here and now."""
+        caught = _Caught(signum)
+        if not caught.engines:
+            self._stand_aside(signum, frame)
+        elif callable(self.predecessor) and not (
+            self.predecessor is signal.default_int_handler and caught.claim != HEARS
+        ):
+            self._for_server(caught, frame)
+        elif caught.claim == DECIDES:
+            caught.note()
+        elif caught.claim == LEAVES:
+            _for_script(caught, frame)
+        else:
+            self._for_default(caught, frame)
+
+    def _stand_aside(self, signum: int, frame: "FrameType | None") -> None:
+        """Be as good as not there."""
+        if self.predecessor is signal.default_int_handler:
+            _unwind_main(signum, frame)
+        elif callable(self.predecessor):
+            self._call_predecessor(signum, frame)
+        else:
+            _default(signum)
+
+    def _for_server(self, caught: "_Caught", frame: "FrameType | None") -> None:
+        self._held_for = set()
+        if caught.times == 1 and self.can_hold():
+            leaving = (engine for engine, claim in caught.engines.items() if claim != DECIDES)
+            self._held_for = {engine for engine in leaving if engine.drain_delay}
+        caught.note(partial(self._leave_to_server, caught.signum), by=(HEARS, LEAVES))
+        if not self._held_for:
+            self._call_predecessor(caught.signum, frame)
+
+    def _leave_to_server(self, signum: int, engine: "Engine") -> None:
+        """Drain, since the server decides when to go; a start it cannot interrupt is aborted."""
+        try:
+            if engine.state is State.STARTED and signum != getattr(signal, "SIGABRT", None):
+                engine.drain()
+                engine.pause_for_drain_delay()
+            else:
+                engine.exit()
+        finally:
+            self._release(signum, engine)
+
+    def can_hold(self) -> bool:
+        """Whether the predecessor can be called later, from any thread: uvicorn's can."""
+        return _is_uvicorn(getattr(self.predecessor, "__self__", None))
+
+    def _release(self, signum: int, engine: "Engine") -> None:
+        """Call the predecessor that was held back, unless a second signal has."""
+        try:
+            self._held_for.remove(engine)
+        except KeyError:
+            return
+        if not self._held_for:
+            self.predecessor(signum, None)
+            _after_server_handler(signum, self.predecessor)
+
+    def _call_predecessor(self, signum: int, frame: "FrameType | None") -> None:
+        """
+        Call it, though not inside that of another signal: servers' handlers take locks.
+
+        On Ctrl-C a gunicorn worker gets SIGINT and, a moment later, SIGQUIT from the main process;
+        both shut down gthread's pool, which does not bear it twice at a time. SIGABRT is for a
+        worker that hangs, perhaps in such a handler.
+        """
+        if signum in _passing:
+            self.predecessor(signum, frame)
+        elif _passing and signum != signal.SIGABRT:
+            _put_off.append((self, signum))
+            return
+        else:
+            self._call_predecessors_in_turn(signum, frame)
+        _after_server_handler(signum, self.predecessor)
+
+    def _call_predecessors_in_turn(self, signum: int, frame: "FrameType | None") -> None:
+        _passing.add(signum)
+        try:
+            self.predecessor(signum, frame)
+        finally:
+            _passing.discard(signum)
+            if _put_off and not _passing:
+                handler, signum = _put_off.popleft()
+                handler._call_predecessor(signum, frame)
+
+    def _for_default(self, caught: "_Caught", frame: "FrameType | None") -> None:
+        signum = caught.signum
+        if signum == signal.SIGTERM and _hypercorn_drains():
+            caught.note(partial(self._leave_to_server, signum))
+        elif signum == signal.SIGTERM and _runs_in(frame, LEAVE_ON_SYSTEM_EXIT):
+            caught.note(partial(self._leave_to_server, signum))
+            _raise(signum)
+        else:
+            _owed[signum] = set(caught.engines)
+            signal.signal(signum, signal.SIG_DFL)
+            caught.note(_exit_and_settle)
+
+
+class _Caught:
+    """One signal that came, and the engines that it concerns."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+        self.engines: dict[Engine, int] = {}  # and what they claim
+        self.claim = HEARS  # the strongest
+        for reference, claimed in _watchers.get(signum, ()):
+            engine = reference()
+            if engine is None or not _concerns(engine, claimed):
+                continue
+            claim = HEARS if claimed == LEAVES and not _owns_process(engine) else claimed
+            self.engines[engine] = claim
+            self.claim = max(self.claim, claim)
+        # Our handler called another's, which calls an older one of ours: noted and counted already.
+        self._is_passed_on = signum in _passing
+        self._tells_to_leave = self.claim == LEAVES or (
+            self.claim == HEARS and signum in (signal.SIGTERM, signal.SIGINT)
+        )
+        self.times = self._count()
+
+    def _count(self) -> int:
+        """Return how often the process has been told to leave, this time included."""
+        if not self._tells_to_leave or self._is_passed_on:
+            return 1
+        for engine in self.engines:
+            engine.notes.times_told += 1
+        return max((engine.notes.times_told for engine in self.engines), default=1)
+
+    def note(self, leave: Leave | None = None, *, by: tuple[int, ...] = (HEARS,)) -> None:
+        """Have the channel published for each engine, then *leave* done where that is claimed."""
+        for engine, claim in self.engines.items():
+            engine.notes.put(partial(self._work, engine, leave if claim in by else None))
+
+    def _work(self, engine: "Engine", leave: Leave | None) -> None:
+        if self._tells_to_leave and not engine.notes.times_told:
+            return  # the life that it was to end is over, and another has begun
+        if not self._is_passed_on:
+            self._publish(engine)
+        if leave is not None:
+            leave(engine)
+
+    def _publish(self, engine: "Engine") -> None:
+        name = signal.Signals(self.signum).name
+        engine.tell(SignalCaught(name=name))
+        if self.times > 1:
+            engine.hurry()
+        try:
+            engine.publish(name)
+        except EngineError as exc:
+            engine.tell(Message(text=f"{name}: {exc}", level=ERROR, error=exc))
+
+
+def _concerns(engine: "Engine", claim: int) -> bool:
+    """Whether a signal means something to *engine* now; one that has not begun need not end."""
+    if claim == DECIDES:
+        return True
+    return engine.owes_exit or engine.in_transition or bool(engine.notes.readers)
+
+
+def _owns_process(engine: "Lifecycle") -> bool:
+    return engine.host is None or engine.host.owns_process
+
+
+def _for_script(caught: _Caught, frame: "FrameType | None") -> None:
+    """Have the engines exit, and the main thread leave whatever it does."""
+    if caught.times > 2:
+        _default(caught.signum)
+    caught.note(_exit)
+    main = threading.get_ident()
+    if not any(main in engine.notes.readers for engine in caught.engines):
+        _unwind_main(
+            caught.signum, frame, any(main == each.transition_thread for each in caught.engines)
+        )
+
+
+def _exit(engine: "Engine") -> None:
+    engine.exit()
+
+
+def _exit_and_settle(engine: "Engine") -> None:
+    try:
+        engine.exit()
+    finally:
+        settle(engine)
+
+
+def _default(signum: int) -> None:
+    """Let the signal do what it does by default."""
+    signal.signal(signum, signal.SIG_DFL)
+    os.kill(os.getpid(), signum)
+
+
+def _unwind_main(signum: int, frame: "FrameType | None", in_transition: bool = False) -> None:
+    if in_transition or _amid_our_code(frame):
+        _unwinding.append(signum)
+    else:
+        _raise(signum)
+
+
+def _raise(signum: int) -> "NoReturn":
+    """Raise in the main thread what ends it, with the exit status that a shell would tell."""
+    if signum == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + signum)
+
+
+# -- code of ours in which the main thread must not be unwound ----------------------------------
+
+
+def shielded(function: "Function") -> "Function":
+    """Mark *function*: a signal unwinds the main thread at its end, where it calls `unwind`."""
+    _shielded.add(function.__code__)
+    return function
+
+
+def unwind() -> None:
+    """Raise what a signal would have raised already, had it not come amid our code."""
+    if _unwinding and _in_main_thread() and not _amid_our_code(sys._getframe(2)):
+        signum = _unwinding[0]
+        _unwinding.clear()
+        if not isinstance(sys.exception(), SystemExit | KeyboardInterrupt):  # it is unwound by it
+            _raise(signum)
+
+
+def is_unwinding() -> bool:
+    """Whether the main thread has reason to leave our code."""
+    return bool(_unwinding) and _in_main_thread()
+
+
+def _amid_our_code(frame: "FrameType | None") -> bool:
+    while frame is not None:
+        if frame.f_code in _shielded:
+            return True
+        frame = frame.f_back
+    return False
+
+
+# -- who listens to what ------------------------------------------------------------------------
+
+
+def chain(engine: "Engine") -> None:
+    """Hear of the signals that would end this process under a server."""
+    for name in CHAINED:
+        signum = getattr(signal, name, None)
+        if signum is None or signal.getsignal(signum) is signal.default_int_handler:
+            continue  # KeyboardInterrupt leads to atexit anyway
+        if name == "SIGABRT" and signal.getsignal(signum) is signal.SIG_DFL:
+            continue  # a C library gives up: nothing of ours would still run
+        if _is_asyncios(signal.getsignal(signum)):
+            continue  # it cancels the loop's tasks; its runner takes back only what is its own
+        watch(engine, int(signum), HEARS)
+
+
+def _is_asyncios(handler: "Any") -> bool:
+    """Whether *handler* is the one that `asyncio.run` sets for SIGINT."""
+    function = getattr(handler, "func", None)  # a functools.partial
+    return getattr(function, "__module__", "") == "asyncio.runners"
+
+
+def watch(engine: "Engine", signum: int, claim: int) -> bool:
+    """Have *engine* hear of *signum*; return whether a handler of ours is in place."""
+    with _changing:
+        entries = _watchers.get(signum, ())
+        earlier = max((old for reference, old in entries if reference() is engine), default=HEARS)
+        others = [entry for entry in entries if entry[0]() not in (None, engine)]
+        _watchers[signum] = (*others, (weakref.ref(engine), claim or earlier))
+    present = signal.getsignal(signum)
+    if isinstance(present, Handler):
+        return True
+    if present in (None, signal.SIG_IGN):
+        return False
+    try:
+        _install(signum, Handler(present), present)
+    except (ValueError, OSError):
+        return False  # not the main thread, or a signal that cannot be caught
+    return True
+
+
+def unwatch(engine: "Lifecycle", signum: int | None = None) -> None:
+    """
+    Have *engine* hear no more of *signum*; put back a handler that nobody of ours needs.
+
+    Args:
+        engine: The engine.
+        signum: None means all but those on which it decides: they do not end with an exit.
+    """
+    for number in tuple(_watchers) if signum is None else (signum,):
+        with _changing:
+            kept = tuple(
+                (reference, claim)
+                for reference, claim in _watchers.get(number, ())
+                if reference() not in (None, engine)
+                or (reference() is engine and signum is None and claim == DECIDES)
+            )
+            _watchers[number] = kept
+        present = signal.getsignal(number)
+        if not kept and isinstance(present, Handler) and _in_main_thread():
+            _install(number, present.predecessor, present.predecessor)
+
+
+def _install(signum: int, handler: "Any", original: "Any") -> None:
+    """Set *handler*; let it restart system calls if *original* did: signal.signal undoes that."""
+    signal.signal(signum, handler)
+    package = (getattr(original, "__module__", None) or "").partition(".")[0]
+    if package == "asyncio" or (package == "gunicorn" and signum == signal.SIGTERM):
+        signal.siginterrupt(signum, False)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def after_fork() -> None:
+    """In a forked child: what the parent owes and hears of is the parent's; stand aside."""
+    global _changing  # noqa: PLW0603  # another thread of the parent may have held it
+    _changing = threading.Lock()
+    if _bells:
+        signal.set_wakeup_fd(-1)
+        _bells.clear()
+    _watchers.clear()
+    _owed.clear()
+    _passing.clear()
+    _put_off.clear()
+    _unwinding.clear()
+
+
+# -- signals that were put off ------------------------------------------------------------------
+
+
+def settle(engine: "Engine") -> None:
+    """Send again what was put off until *engine* had stopped, once it was the last one."""
+    for signum, engines in tuple(_owed.items()):
+        engines.discard(engine)
+        if not engines and _owed.pop(signum, None) is not None:
+            os.kill(os.getpid(), signum)
+
+
+def settle_all() -> None:
+    """Send again what was put off; called last thing, when every engine has stopped."""
+    for signum in tuple(_owed):
+        if _owed.pop(signum, None) is not None:
+            os.kill(os.getpid(), signum)
+
+
+# -- what particular servers need ---------------------------------------------------------------
+
+
+def can_delay(engine: "Lifecycle") -> bool:
+    """Whether `drain_delay` can be kept: the process is ours, or the handler can be held back."""
+    handler = signal.getsignal(signal.SIGTERM)
+    return _owns_process(engine) or (isinstance(handler, Handler) and handler.can_hold())
+
+
+def _is_uvicorn(server: object) -> bool:
+    return hasattr(server, "should_exit") and hasattr(server, "force_exit")
+
+
+def _after_server_handler(signum: int, predecessor: "Any") -> None:
+    """Mend what keeps a server from leaving in a way that our nets can see."""
+    server = getattr(predecessor, "__self__", None)
+    captured = getattr(server, "_captured_signals", None)
+    if isinstance(captured, list) and signum in captured and not _lifespan_seen(signum):
+        captured.remove(signum)  # uvicorn would raise it again, and die of it without atexit
+    if signum == getattr(signal, "SIGQUIT", None):
+        # gunicorn's uvicorn worker only flags the worker, which uvicorn never looks at.
+        term = signal.getsignal(signal.SIGTERM)
+        server = getattr(getattr(term, "predecessor", None), "__self__", None)
+        if _is_uvicorn(server):
+            server.should_exit = True  # type: ignore[union-attr]  # it has one
+
+
+def _lifespan_seen(signum: int) -> bool:
+    engines = [reference() for reference, _ in _watchers.get(signum, ())]
+    return any(engine is not None and engine.door == "lifespan" for engine in engines)
+
+
+def _hypercorn_drains() -> bool:
+    """Whether hypercorn told this worker to go: it sends SIGTERM to those that are still busy."""
+    multiprocessing = sys.modules.get("multiprocessing")
+    if multiprocessing is None:
+        return False
+    kwargs = getattr(multiprocessing.current_process(), "_kwargs", {})
+    event = kwargs.get("shutdown_event")
+    return event is not None and bool(event.is_set())
+
+
+def _runs_in(frame: "FrameType | None", packages: tuple[str, ...]) -> bool:
+    """Whether the code that was interrupted was called by one of *packages*."""
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").partition(".")[0] in packages:
+            return True
+        frame = frame.f_back
+    return False
