@@ -1,0 +1,1 @@
+"""How an application hears of the engine, one framework a file."""
