@@ -1,0 +1,1 @@
+"""What each server offers to hook on, one server a file."""

@@ -1,0 +1,85 @@
+"""
+The engine under gunicorn: `gunicorn -c python:engine_bridge.servers.gunicorn app:app`.
+
+`-c` takes one file only. With a `gunicorn.conf.py` of your own, have it say
+`from engine_bridge.servers.gunicorn import *` and define further hooks below.
+
+With these hooks a WSGI application's engine starts in each worker before its first request, in the
+main thread; a failing start ends the worker, and with it gunicorn, with exit status 3. ASGI workers
+start it by lifespan. `engine.restart()` sends SIGHUP to the main process.
+
+Source:
+    gunicorn 27, order of the hooks: `when_ready` in the main process; `post_worker_init`, once the
+    application is loaded, and `worker_exit` in the worker; `on_exit` in the main process.
+"""
+
+import os
+import signal
+from collections.abc import Callable
+
+from engine_bridge.core import nets, signals
+from engine_bridge.core.door import Door
+from engine_bridge.core.engine import Engine
+from engine_bridge.core.errors import ChannelFailures, StartAborted, plain_text
+from engine_bridge.core.host import Host
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+BOOT_ERROR = 3  # gunicorn's Arbiter.WORKER_BOOT_ERROR
+
+__all__ = ["on_exit", "post_worker_init", "when_ready", "worker_exit"]
+
+
+class GunicornHost(Host):
+    """A process of gunicorn's: the main one, or a worker."""
+
+    def prepare_restart(self) -> Callable[[], object]:
+        """Return what has gunicorn replace its workers."""
+        return lambda: os.kill(self.main_pid, signal.SIGHUP)
+
+
+def when_ready(server: "Any") -> None:
+    """Tell the engines of a preloaded application that this is the main process."""
+    for engine in _engines():
+        engine.host = GunicornHost("main")
+        engine.publish("main_start")
+
+
+def post_worker_init(worker: "Any") -> None:
+    """Start the engines of WSGI applications; those of ASGI applications have a lifespan."""
+    for engine in nets.engines():
+        engine.host = GunicornHost("worker", worker.ppid)
+    for gate in nets.gates("wsgi"):
+        signals.chain(gate.engine)
+        try:
+            Door(gate.engine, "wsgi").open()
+        except StartAborted:
+            if gate.engine.notes.times_told:
+                raise SystemExit(0) from None  # after a failed boot the main process would give up
+            raise
+        except ChannelFailures as exc:
+            text = plain_text(exc)
+            if not text:
+                raise  # gunicorn logs the trace
+            worker.log.error("%s", text)
+            raise SystemExit(BOOT_ERROR) from None
+
+
+def worker_exit(server: "Any", worker: "Any") -> None:
+    """End the engines, if nothing else has; gunicorn also calls this in the main process."""
+    if os.getpid() == worker.pid:
+        nets.end_all()
+
+
+def on_exit(server: "Any") -> None:
+    """Tell the engines of a preloaded application that the main process leaves."""
+    for engine in _engines():
+        engine.publish("main_exit")
+
+
+def _engines() -> list[Engine]:
+    """Return the engines that an application of this process has."""
+    gates = nets.gates("wsgi") + nets.gates("asgi")
+    return list({id(gate.engine): gate.engine for gate in gates}.values())

@@ -1,0 +1,28 @@
+"""What the ASGI applications under test answer, each path in its way."""
+
+import asyncio
+import os
+
+from journal import record
+from servers.apps.lifecycle import PAUSE, RELEASE, note_released
+
+from engine_bridge import engine
+
+
+async def answer(path: str) -> bytes:
+    """Return the body of the answer."""
+    match path:
+        case "/held":
+            record("held")
+            while not RELEASE.exists():  # noqa: ASYNC110  # a test in another process
+                await asyncio.sleep(PAUSE)
+            return note_released()
+        case "/exit":
+            await engine.exit_async()
+            return b"exited\n"
+        case "/restart":
+            engine.restart()
+            return b"restarting\n"
+        case _:
+            record("request")
+            return f"{os.getpid()}\n".encode()

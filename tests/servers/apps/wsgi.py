@@ -1,0 +1,47 @@
+"""A WSGI application under test, wrapped in the engine's middleware."""
+
+import os
+import time
+
+from journal import record
+from servers.apps.lifecycle import PAUSE, RELEASE, instrument, note_released
+
+from engine_bridge import engine
+from engine_bridge.frameworks.wsgi import EngineMiddleware
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from wsgiref.types import StartResponse, WSGIEnvironment
+
+instrument(engine)
+
+
+def respond(environ: "WSGIEnvironment", start_response: "StartResponse") -> "Iterable[bytes]":
+    """Answer, each path in its way."""
+    match environ["PATH_INFO"]:
+        case "/held":
+            record("held")
+            while not RELEASE.exists():
+                time.sleep(PAUSE)
+            body = note_released()
+        case "/exit":
+            engine.exit()
+            body = b"exited\n"
+        case "/restart":
+            engine.restart()
+            body = b"restarting\n"
+        case _:
+            record("request")
+            body = f"{os.getpid()}\n".encode()
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+
+
+app = EngineMiddleware(respond)
+
+
+def counted(environ: "WSGIEnvironment", start_response: "StartResponse") -> "Iterable[bytes]":
+    """Tell of each request before the engine hears of it."""
+    record("arrived")
+    return app(environ, start_response)

@@ -1,0 +1,66 @@
+"""Commands of the servers, and the steps that their tests share."""
+
+import sys
+from collections.abc import Collection
+from pathlib import Path
+
+from processes import InFlight, Server, attempt, start_request
+
+GUNICORN = [
+    *(sys.executable, "-m", "gunicorn"),
+    "--no-control-socket",  # all would share one path
+    *("--bind", "127.0.0.1:{port}"),
+]
+CONFIG = ["-c", "python:engine_bridge.servers.gunicorn"]
+UVICORN = [sys.executable, "-m", "uvicorn", "--port", "{port}"]
+WAITRESS = [sys.executable, "-m", "waitress", "--listen", "127.0.0.1:{port}"]
+HYPERCORN = [sys.executable, "-m", "hypercorn", "--bind", "127.0.0.1:{port}"]
+GRANIAN = [sys.executable, "-m", "granian", "--host", "127.0.0.1", "--port", "{port}"]
+
+WSGI = "servers.apps.wsgi:app"
+ASGI = "servers.apps.asgi:app"
+LIFE = ("start", "drain", "stop", "exit")
+
+
+def who_published(server: Server, channel: str) -> list[int]:
+    """Return the processes that recorded *channel*, in order."""
+    return [entry.pid for entry in server.journal() if entry.channel == channel]
+
+
+def wait_started(server: Server, count: int, limit: float = 10.0) -> list[int]:
+    """Ask until *count* processes have started their engine; return them."""
+
+    def started() -> list[int]:
+        found = who_published(server, "start")
+        if len(found) < count:
+            attempt(server.port)
+        return found if len(found) >= count else []
+
+    return server.wait(started, limit, f"{count} processes started")
+
+
+def hold_request(server: Server, count: int = 1) -> InFlight:
+    """Send a request and wait until the application works on it; `release` lets it finish."""
+    held = start_request(server.port, "/held")
+    server.wait_published("held", count)
+    return held
+
+
+def release(folder: Path) -> None:
+    """Let the held requests finish; *folder* is the server's working directory."""
+    (folder / "release").touch()
+
+
+def assert_answered_before_stop(server: Server) -> None:
+    """Check that held requests were released, and that their processes stopped after it."""
+    published = server.published()
+    held = who_published(server, "held")
+    assert held, server.report("no request was held")
+    for pid in held:
+        order = [c for c in published[pid] if c in {"released", "stop"}]
+        assert order == ["released", "stop"], server.report(f"in {pid}: {order}")
+
+
+def assert_gone(path: Path, pids: Collection[int]) -> None:
+    """Check that the PID file *path* is gone; *pids* are those that it might have named."""
+    assert not path.exists(), f"{path} is left and names {path.read_text()}; known: {pids}"
