@@ -63,6 +63,7 @@ class Lifecycle(ObservedBus):
         self._transition: Transition | None = None
         self._life: Life | None = None
         self._restart: Callable[[], object] | None = None
+        self._giving_way = threading.RLock()  # held until the old process is replaced
         self._exit_error: BaseException | None = None
         self._overran = False
         self._let_go: dict[int, object] = {}  # by id: who got `exit` of the last roll-back
@@ -586,12 +587,13 @@ class Lifecycle(ObservedBus):
 
     def _finish_restart(self) -> None:
         """Give way to the new process, if one was asked for and no thread in `block` will."""
-        with self._changed:
-            if not self._has_exited() or self.notes.readers:
-                return
-            restart, self._restart = self._restart, None
-        if restart is not None and not self.notes.times_told:  # a SIGTERM has the last word
-            restart()
+        with self._giving_way:  # a thread that would leave `block` now ends the old process first
+            with self._changed:
+                if not self._has_exited() or self.notes.readers:
+                    return
+                restart, self._restart = self._restart, None
+            if restart is not None and not self.notes.times_told:  # a SIGTERM has the last word
+                restart()
 
     def _has_exited(self) -> bool:
         return self._state is State.EXITING and self._transition is None

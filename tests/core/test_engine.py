@@ -159,6 +159,9 @@ def test_roll_back_gives_exit_to_the_started_that_do_not_listen_to_stop(notes: l
     assert notes == [
         "pidfile.start", "server.start", "broken.start", "server.stop", "pidfile.exit",
     ]  # fmt: skip
+    notes.clear()
+    engine.exit()  # what had its `exit` does not get it again
+    assert notes == ["server.exit", "exiter.exit", "function", "broken.exit", "later.exit"]
 
 
 def test_roll_back_goes_on_when_a_stop_fails_too(notes: list[str]) -> None:
