@@ -168,13 +168,14 @@ class Gate:
 
     def _failed(self, tries: int, error: BaseException) -> float:
         """Put off the next try; of many that failed together only one does so."""
+        delay = min(FIRST_DELAY * 2.0 ** min(tries, 10), LONGEST_DELAY)
         with self._lock:
+            is_first_to_say = tries == self._tries == 0
             if tries == self._tries:
                 self._tries += 1
-                delay = min(FIRST_DELAY * 2**tries, LONGEST_DELAY)
                 self._retry_at = monotonic() + delay
-                if tries == 0:
-                    self._say(error, delay)
+        if is_first_to_say:
+            self._say(error, delay)
         return max(self._retry_at - monotonic(), FIRST_DELAY)
 
     def _say(self, error: BaseException, delay: float) -> None:
