@@ -31,12 +31,13 @@ def wait_started(server: Server, count: int, limit: float = 10.0) -> list[int]:
     """Ask until *count* processes have started their engine; return them."""
 
     def started() -> list[int]:
-        found = who_published(server, "start")
+        found = who_published(server, "started")
         if len(found) < count:
             attempt(server.port)
         return found if len(found) >= count else []
 
-    return server.wait(started, limit, f"{count} processes started")
+    server.wait(started, limit, f"{count} processes started")
+    return who_published(server, "start")
 
 
 def hold_request(server: Server, count: int = 1) -> InFlight:

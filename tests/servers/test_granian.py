@@ -28,7 +28,7 @@ def test_each_worker_starts_and_stops_once(
     path = tmp_path / "app.pid"
     command = [*GRANIAN, "--interface", interface, "--workers", str(workers), app]
     env = {"APP_PIDFILE": str(path)}
-    ready = publishes("start", workers) if app == ASGI else accepts
+    ready = publishes("started", workers) if app == ASGI else accepts
     with run_server(command, cwd=tmp_path, env=env, ready=ready) as server:
         started = wait_started(server, workers)
         assert int(path.read_text()) == server.pid

@@ -107,7 +107,7 @@ def test_pidfile_names_the_main_process(options: list[str], tmp_path: Path) -> N
 def test_config_starts_before_the_first_request(tmp_path: Path) -> None:
     """With the config module the engines start in each worker, though nobody asks for anything."""
     command = [*GUNICORN, "-w", "2", *CONFIG, WSGI]
-    with run_server(command, cwd=tmp_path, ready=publishes("start", 2)) as server:
+    with run_server(command, cwd=tmp_path, ready=publishes("started", 2)) as server:
         assert sorted(who_published(server, "start")) == server.workers()
         assert not who_published(server, "request")
 
@@ -115,7 +115,7 @@ def test_config_starts_before_the_first_request(tmp_path: Path) -> None:
 def test_preloaded_main_process_hears_of_itself(tmp_path: Path) -> None:
     """With the config module a preloaded application hears of the main process's start and exit."""
     command = [*GUNICORN, "-w", "2", "--preload", *CONFIG, WSGI]
-    with run_server(command, cwd=tmp_path, ready=publishes("start", 2)) as server:
+    with run_server(command, cwd=tmp_path, ready=publishes("started", 2)) as server:
         server.signal(signal.SIGTERM)
         assert server.wait_exit() == 0
     assert server.published()[server.pid] == ["main_start", "main_exit"]
@@ -155,11 +155,11 @@ def test_sighup_rolls_the_workers(kind: str, app: str, tmp_path: Path) -> None:
     command = [*GUNICORN, "-w", "2", "-k", kind, *CONFIG, app]
     path = tmp_path / "app.pid"
     env = {"APP_PIDFILE": str(path)}
-    with run_server(command, cwd=tmp_path, env=env, ready=publishes("start", 2)) as server:
+    with run_server(command, cwd=tmp_path, env=env, ready=publishes("started", 2)) as server:
         held = hold_request(server)
         old = who_published(server, "start")
         server.signal(signal.SIGHUP)
-        server.wait_published("start", 4)
+        server.wait_published("started", 4)
         server.wait_published("drain", 2)
         release(tmp_path)
         assert held.result().ok
@@ -178,10 +178,10 @@ def test_sighup_rolls_the_workers(kind: str, app: str, tmp_path: Path) -> None:
 def test_recycled_worker_stops_once(tmp_path: Path) -> None:
     """A worker that has served `--max-requests` stops once, and its successor starts."""
     command = [*GUNICORN, "-w", "1", "-k", "gthread", "--max-requests", "3", *CONFIG, WSGI]
-    with run_server(command, cwd=tmp_path, ready=publishes("start")) as server:
+    with run_server(command, cwd=tmp_path, ready=publishes("started")) as server:
         for _ in range(3):
             assert get(server.port).ok
-        server.wait_published("start", 2)
+        server.wait_published("started", 2)
         server.wait_published("exit")
         server.signal(signal.SIGTERM)
         assert server.wait_exit() == 0
@@ -191,14 +191,14 @@ def test_recycled_worker_stops_once(tmp_path: Path) -> None:
 def test_worker_told_to_go_stops_once(tmp_path: Path) -> None:
     """SIGTERM to one worker ends it in good order; another one takes its place."""
     command = [*GUNICORN, "-w", "1", *CONFIG, WSGI]
-    with run_server(command, cwd=tmp_path, ready=publishes("start")) as server:
+    with run_server(command, cwd=tmp_path, ready=publishes("started")) as server:
         held = hold_request(server)
         (worker,) = server.workers()
         send_signal(worker, signal.SIGTERM)
         server.wait_published("drain")
         release(tmp_path)
         assert held.result().ok
-        server.wait_published("start", 2)
+        server.wait_published("started", 2)
         server.signal(signal.SIGTERM)
         assert server.wait_exit() == 0
     assert_once(server, *LIFE, count=2)
@@ -234,7 +234,7 @@ def test_failing_lazy_start_answers_503(tmp_path: Path) -> None:
         assert server.wait_exit() == 0
     (seen,) = server.published().values()
     rolled_back = ["failed", "stop"]  # once: the next try had to wait
-    assert seen == [*rolled_back, "start", "request", "drain", "stop", "exit"]
+    assert seen == [*rolled_back, "start", "started", "request", "drain", "stop", "exit"]
 
 
 def test_many_first_requests_start_once(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_stream_ends_on_drain(kind: str, tmp_path: Path) -> None:
     need(kind)
     command = [*GUNICORN, "-w", "1", "-k", kind, ASGI]
     with (
-        run_server(command, cwd=tmp_path, ready=publishes("start")) as server,
+        run_server(command, cwd=tmp_path, ready=publishes("started")) as server,
         open_stream(server.port, "/events") as stream,
         open_stream(server.port, "/silence") as silent,
     ):
@@ -286,11 +286,11 @@ def test_stream_ends_on_drain(kind: str, tmp_path: Path) -> None:
 def test_restart_rolls_the_workers(tmp_path: Path) -> None:
     """With the config module `engine.restart()` has gunicorn replace all workers."""
     command = [*GUNICORN, "-w", "2", *CONFIG, WSGI]
-    with run_server(command, cwd=tmp_path, ready=publishes("start", 2)) as server:
+    with run_server(command, cwd=tmp_path, ready=publishes("started", 2)) as server:
         old = who_published(server, "start")
         assert get(server.port, "/restart").ok
         server.wait_published("exit", 2)
-        server.wait_published("start", 4)
+        server.wait_published("started", 4)
         assert set(who_published(server, "exit")) == set(old)
         for pid in old:
             wait_gone(pid)

@@ -26,7 +26,7 @@ def test_each_worker_starts_and_stops_once(app: str, workers: int, tmp_path: Pat
     path = tmp_path / "app.pid"
     command = [*HYPERCORN, "-w", str(workers), app if app == ASGI else f"wsgi:{app}"]
     env = {"APP_PIDFILE": str(path)}
-    ready = publishes("start", max(workers, 1)) if app == ASGI else accepts
+    ready = publishes("started", max(workers, 1)) if app == ASGI else accepts
     with run_server(command, cwd=tmp_path, env=env, ready=ready) as server:
         started = wait_started(server, max(workers, 1))
         assert int(path.read_text()) == server.pid

@@ -70,7 +70,7 @@ def test_each_process_starts_and_stops_once(
     """On SIGTERM requests in flight are answered, each process stops once, the PID file goes."""
     path = tmp_path / "app.pid"
     env = {"APP_PIDFILE": str(path)}
-    ready = publishes("start", workers) if arguments in ([ASGI], [STARLETTE]) else accepts
+    ready = publishes("started", workers) if arguments in ([ASGI], [STARLETTE]) else accepts
     with run_server(command(workers, arguments), cwd=tmp_path, env=env, ready=ready) as server:
         started = wait_started(server, workers)
         assert int(path.read_text()) == server.pid
@@ -123,7 +123,7 @@ def test_drain_is_early(workers: int, arguments: list[str], tmp_path: Path) -> N
 
 def test_sighup_to_a_single_process_stops_it(tmp_path: Path) -> None:
     """SIGHUP, which kills a uvicorn without parent, stops the engine first; the status stays."""
-    with run_server([*UVICORN, ASGI], cwd=tmp_path, ready=publishes("start")) as server:
+    with run_server([*UVICORN, ASGI], cwd=tmp_path, ready=publishes("started")) as server:
         server.signal(signal.SIGHUP)
         assert server.wait_exit() == -signal.SIGHUP
     assert_once(server, *LIFE, count=1)
@@ -131,14 +131,14 @@ def test_sighup_to_a_single_process_stops_it(tmp_path: Path) -> None:
 
 def test_sighup_rolls_the_workers(tmp_path: Path) -> None:
     """On SIGHUP the old workers stop once, answering what they have begun; new ones start once."""
-    with run_server(command(2, [ASGI]), cwd=tmp_path, ready=publishes("start", 2)) as server:
+    with run_server(command(2, [ASGI]), cwd=tmp_path, ready=publishes("started", 2)) as server:
         old = who_published(server, "start")
         held = hold_request(server)
         server.signal(signal.SIGHUP)
         release(tmp_path)
         assert held.result().ok
         server.wait_published("exit", 2)
-        server.wait_published("start", 4)
+        server.wait_published("started", 4)
         assert set(who_published(server, "exit")) == set(old)
         for pid in old:
             wait_gone(pid)
@@ -150,14 +150,14 @@ def test_sighup_rolls_the_workers(tmp_path: Path) -> None:
 
 def test_worker_told_to_go_stops_once(tmp_path: Path) -> None:
     """SIGTERM to one worker ends it in good order; another one takes its place."""
-    with run_server(command(2, [ASGI]), cwd=tmp_path, ready=publishes("start", 2)) as server:
+    with run_server(command(2, [ASGI]), cwd=tmp_path, ready=publishes("started", 2)) as server:
         held = hold_request(server)
         (worker,) = who_published(server, "held")
         send_signal(worker, signal.SIGTERM)
         server.wait_published("drain")
         release(tmp_path)
         assert held.result().ok
-        server.wait_published("start", 3)
+        server.wait_published("started", 3)
         server.signal(signal.SIGTERM)
         assert server.wait_exit() == 0
     assert_once(server, *LIFE, count=3)
@@ -166,7 +166,7 @@ def test_worker_told_to_go_stops_once(tmp_path: Path) -> None:
 def test_recycled_process_stops_once(tmp_path: Path) -> None:
     """A process that has served `--limit-max-requests` stops once and leaves with status 0."""
     arguments = ["--limit-max-requests", "3", ASGI]
-    with run_server([*UVICORN, *arguments], cwd=tmp_path, ready=publishes("start")) as server:
+    with run_server([*UVICORN, *arguments], cwd=tmp_path, ready=publishes("started")) as server:
         for _ in range(3):
             assert get(server.port).ok
         assert server.wait_exit() == 0
@@ -200,14 +200,14 @@ def test_failing_lazy_start_answers_503(tmp_path: Path) -> None:
         server.signal(signal.SIGTERM)
         assert server.wait_exit() == 0
     (seen,) = server.published().values()
-    assert seen == ["failed", "stop", "start", "request", "drain", "stop", "exit"]
+    assert seen == ["failed", "stop", "start", "started", "request", "drain", "stop", "exit"]
 
 
 @WORKERS
 def test_stream_ends_on_drain(workers: int, tmp_path: Path) -> None:
     """Streams of events end in good order on SIGTERM while the request in flight is answered."""
     with (
-        run_server(command(workers, [ASGI]), cwd=tmp_path, ready=publishes("start")) as server,
+        run_server(command(workers, [ASGI]), cwd=tmp_path, ready=publishes("started")) as server,
         open_stream(server.port, "/events") as stream,
         open_stream(server.port, "/silence") as silent,
     ):
@@ -243,7 +243,7 @@ def test_stream_without_engine_keeps_uvicorn(tmp_path: Path) -> None:
 
 def test_deliberate_exit_answers_503(tmp_path: Path) -> None:
     """The request that asks for the exit is answered; those after it get 503."""
-    with run_server([*UVICORN, ASGI], cwd=tmp_path, ready=publishes("start")) as server:
+    with run_server([*UVICORN, ASGI], cwd=tmp_path, ready=publishes("started")) as server:
         answer = get(server.port, "/exit")
         assert (answer.status, answer.body) == (200, b"exited\n")
         answer = get(server.port)
@@ -256,9 +256,9 @@ def test_deliberate_exit_answers_503(tmp_path: Path) -> None:
 
 def test_resource_is_the_state_of_requests(tmp_path: Path) -> None:
     """What a resource yields is in `request.state`, opened before and closed after all requests."""
-    with run_server([*UVICORN, STARLETTE], cwd=tmp_path, ready=publishes("start")) as server:
+    with run_server([*UVICORN, STARLETTE], cwd=tmp_path, ready=publishes("started")) as server:
         assert get(server.port, "/state").body == b"a connection"
         server.signal(signal.SIGTERM)
         server.wait_exit()
     (seen,) = server.published().values()
-    assert seen == ["opened", "start", "drain", "stop", "closed", "exit"]
+    assert seen == ["opened", "start", "started", "drain", "stop", "closed", "exit"]

@@ -86,7 +86,7 @@ def test_failing_lazy_start_answers_503(tmp_path: Path) -> None:
         server.signal(signal.SIGTERM)
         assert server.wait_exit() == 0
     (seen,) = server.published().values()
-    assert seen == ["failed", "stop", "start", "request", "drain", "stop", "exit"]
+    assert seen == ["failed", "stop", "start", "started", "request", "drain", "stop", "exit"]
 
 
 def test_deliberate_exit_answers_503(tmp_path: Path) -> None:

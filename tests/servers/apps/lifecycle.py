@@ -9,6 +9,7 @@ from pathlib import Path
 from journal import record
 
 from engine_bridge import Engine
+from engine_bridge.core.records import Record, StateChanged
 from engine_bridge.plugins import PIDFile, Plugin
 
 RECORDED = ("start", "drain", "stop", "exit", "main_start", "main_exit")
@@ -20,11 +21,18 @@ def instrument(engine: Engine) -> None:
     """Have *engine* record its channels; the environment asks for failures and a PID file."""
     for channel in RECORDED:
         engine.subscribe(channel, partial(record, channel), priority=60)
+    engine.observe(note_started, everything=False)
     Companion(engine).subscribe()
     engine.subscribe("start", fail_if_asked_to)
     engine.subscribe("start", wait_if_asked_to)
     if path := os.environ.get("APP_PIDFILE"):
         PIDFile(engine, path).subscribe()
+
+
+def note_started(told: Record) -> None:
+    """Record that the start is complete: a signal before that aborts it, without a drain."""
+    if isinstance(told, StateChanged) and told.new == "STARTED":
+        record("started")
 
 
 class Companion(Plugin):
