@@ -284,8 +284,9 @@ def test_failing_test_is_told_the_output_of_its_server(tmp_path: Path) -> None:
     """What the server wrote and recorded stands below the failure of the test."""
     with (
         pytest.raises(ValueError, match="mine") as caught,
-        run_server(script(tmp_path, FORKING), cwd=tmp_path, ready=publishes("start", 2)),
+        run_server(script(tmp_path, FORKING), cwd=tmp_path, ready=publishes("start", 2)) as server,
     ):
+        server.wait_line("ready")
         raise ValueError("mine")
     (note,) = caught.value.__notes__
     assert "ready" in note
