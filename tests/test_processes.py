@@ -282,11 +282,14 @@ def test_run_server_fails_with_the_output_when_the_port_never_answers(tmp_path: 
 
 def test_failing_test_is_told_the_output_of_its_server(tmp_path: Path) -> None:
     """What the server wrote and recorded stands below the failure of the test."""
+
+    def told(server: Server) -> bool:
+        return "ready" in server.output() and "worker" in str(server.journal())
+
     with (
         pytest.raises(ValueError, match="mine") as caught,
-        run_server(script(tmp_path, FORKING), cwd=tmp_path, ready=publishes("start", 2)) as server,
+        run_server(script(tmp_path, FORKING), cwd=tmp_path, ready=told),
     ):
-        server.wait_line("ready")
         raise ValueError("mine")
     (note,) = caught.value.__notes__
     assert "ready" in note
