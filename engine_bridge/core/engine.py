@@ -189,9 +189,9 @@ class Engine(Lifecycle):
 
     # -- drain --------------------------------------------------------------------------------
 
-    def drain(self, door: str = "signal") -> None:
+    def drain(self) -> None:
         """Publish `drain` now, ahead of the stop: the server was told to go and still serves."""
-        self._in_thread("drain", door)
+        self._in_thread("drain")
 
     async def drain_async(self) -> None:
         """Do what `drain` does without blocking the loop."""
