@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .lifecycle import Lifecycle
 
+LAZY = ("asgi", "wsgi")  # doors that nothing closes but these nets
+
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
 _gates: "weakref.WeakSet[Gate]" = weakref.WeakSet()
 _spread_in = 0  # the process that has its nets
@@ -66,6 +68,7 @@ def spread(engine: "Lifecycle", door: str) -> None:
         engine.tell(Message(text=text, level=WARNING, error=None))
     if door != "script":
         _spread_before_threads_are_joined()
+        _spread_before_uvicorn_lets_go()
     if _spread_in == os.getpid():
         return
     _spread_in = os.getpid()
@@ -99,6 +102,51 @@ def _spread_before_threads_are_joined() -> None:
             register(end_engines)
         except RuntimeError:
             pass  # the main thread has ended; atexit is left
+
+
+def _spread_before_uvicorn_lets_go() -> None:
+    """
+    End the engines that no lifespan ends while uvicorn still catches signals.
+
+    Once it has shut down it puts SIG_DFL back and sends itself what it has caught, which kills the
+    process ahead of atexit. So does the SIGTERM that its parent sends after a Ctrl-C.
+
+    Source:
+        uvicorn/server.py, `Server.capture_signals`, as of 0.54.
+    """
+    server = signals.uvicorn_server()
+    if server is None or "shutdown" in vars(server):
+        return
+    shut_down = server.shutdown
+
+    async def shut_down_and_end(sockets: "Any" = None) -> None:
+        import asyncio
+
+        # Where a worker thread has started the engine no handler of ours could be set.
+        drains = asyncio.gather(*(each.drain_async() for each in lazy()), return_exceptions=True)
+        try:
+            await shut_down(sockets=sockets)
+        finally:
+            await drains
+            for engine in lazy():
+                if server.force_exit:
+                    engine.hurry()
+                await _end_on_loop(engine)
+
+    server.shutdown = shut_down_and_end
+
+
+def lazy() -> "list[Engine]":
+    """Return the engines that a request has started in this process."""
+    return [each for each in engines() if each.pid == os.getpid() and each.door in LAZY]
+
+
+async def _end_on_loop(engine: "Engine") -> None:
+    """End *engine*; nothing can fail any more, nor may it keep the server from leaving."""
+    try:
+        await engine.exit_async()
+    except (Exception, SystemExit):
+        pass  # each failure is in the log
 
 
 def _spread_for_multiprocessing() -> None:

@@ -281,7 +281,7 @@ class Handler:
             return
         if not self._held_for:
             self.predecessor(signum, None)
-            _after_server_handler(signum, self.predecessor)
+            _after_server_handler(signum)
 
     def _call_predecessor(self, signum: int, frame: "FrameType | None") -> None:
         """
@@ -298,7 +298,7 @@ class Handler:
             return
         else:
             self._call_predecessors_in_turn(signum, frame)
-        _after_server_handler(signum, self.predecessor)
+        _after_server_handler(signum)
 
     def _call_predecessors_in_turn(self, signum: int, frame: "FrameType | None") -> None:
         _passing.add(signum)
@@ -577,27 +577,24 @@ def can_delay(engine: "Lifecycle") -> bool:
     return _owns_process(engine) or (isinstance(handler, Handler) and handler.can_hold())
 
 
+def uvicorn_server() -> "Any":
+    """Return uvicorn's server, if it runs in this process and catches signals; else None."""
+    handler: Any = signal.getsignal(signal.SIGTERM)
+    if isinstance(handler, Handler):
+        handler = handler.predecessor
+    server = getattr(handler, "__self__", None)
+    return server if _is_uvicorn(server) else None
+
+
 def _is_uvicorn(server: object) -> bool:
     return hasattr(server, "should_exit") and hasattr(server, "force_exit")
 
 
-def _after_server_handler(signum: int, predecessor: "Any") -> None:
-    """Mend what keeps a server from leaving in a way that our nets can see."""
-    server = getattr(predecessor, "__self__", None)
-    captured = getattr(server, "_captured_signals", None)
-    if isinstance(captured, list) and signum in captured and not _lifespan_seen(signum):
-        captured.remove(signum)  # uvicorn would raise it again, and die of it without atexit
-    if signum == getattr(signal, "SIGQUIT", None):
-        # gunicorn's uvicorn worker only flags the worker, which uvicorn never looks at.
-        term = signal.getsignal(signal.SIGTERM)
-        server = getattr(getattr(term, "predecessor", None), "__self__", None)
-        if _is_uvicorn(server):
-            server.should_exit = True  # type: ignore[union-attr]  # it has one
-
-
-def _lifespan_seen(signum: int) -> bool:
-    engines = [reference() for reference, _ in _watchers.get(signum, ())]
-    return any(engine is not None and engine.door == "lifespan" for engine in engines)
+def _after_server_handler(signum: int) -> None:
+    """Have uvicorn leave where gunicorn's worker only flags itself, at which nobody looks."""
+    server = uvicorn_server()
+    if signum == getattr(signal, "SIGQUIT", None) and server is not None:
+        server.should_exit = True
 
 
 def _hypercorn_drains() -> bool:

@@ -51,15 +51,9 @@ def command(workers: int, arguments: list[str]) -> list[str]:
     return [*UVICORN, "--workers", str(workers), *arguments]
 
 
-def exit_code(workers: int, arguments: list[str]) -> int:
-    """
-    Return how uvicorn leaves on SIGTERM: a single process sends the signal to itself again.
-
-    Without a lifespan we keep it from that, since the engine must stop; but under `--interface
-    wsgi` no code of ours runs in the main thread once uvicorn has installed its handlers. There
-    the signal that it sends to itself is what stops the engine.
-    """
-    return -signal.SIGTERM if workers == 1 and "off" not in arguments else 0
+def exit_code(workers: int) -> int:
+    """Return how uvicorn leaves on SIGTERM: a single process sends the signal to itself again."""
+    return -signal.SIGTERM if workers == 1 else 0
 
 
 @WORKERS
@@ -80,7 +74,7 @@ def test_each_process_starts_and_stops_once(
         assert not held.done
         release(tmp_path)
         assert held.result().ok
-        assert server.wait_exit() == exit_code(workers, arguments)
+        assert server.wait_exit() == exit_code(workers)
     assert_once(server, *LIFE, pids=started, count=workers)
     assert who_published(server, "start") == started, "nobody else has started"
     assert_answered_before_stop(server)
@@ -103,12 +97,21 @@ def test_ctrl_c_stops_each_process_once(workers: int, arguments: list[str], tmp_
     assert_answered_before_stop(server)
 
 
+@EVERY_APP
+def test_late_sigterm_finds_the_engine_stopped(arguments: list[str], tmp_path: Path) -> None:
+    """The SIGTERM that follows a Ctrl-C may come when uvicorn has put SIG_DFL back already."""
+    env = {"APP_TERM_AT_END": "yes"}
+    with run_server(command(2, arguments), cwd=tmp_path, env=env) as server:
+        started = wait_started(server, 2)
+        server.signal_group(signal.SIGINT)
+        assert server.wait_exit() == 0
+    assert_once(server, *LIFE, pids=started, count=2)
+
+
 @WORKERS
 @EVERY_APP
 def test_drain_is_early(workers: int, arguments: list[str], tmp_path: Path) -> None:
     """The drain is published while the request in flight is still being worked on."""
-    if workers == 1 and "wsgi" in arguments:
-        pytest.skip("no code of ours runs in the main thread after uvicorn's handlers are set")
     with run_server(command(workers, arguments), cwd=tmp_path) as server:
         wait_started(server, workers)
         held = hold_request(server)
@@ -198,7 +201,7 @@ def test_failing_lazy_start_answers_503(tmp_path: Path) -> None:
         (tmp_path / "repaired").touch()
         server.wait(lambda: get(server.port).ok, 5, "the start is tried again")
         server.signal(signal.SIGTERM)
-        assert server.wait_exit() == 0
+        assert server.wait_exit() == -signal.SIGTERM
     (seen,) = server.published().values()
     assert seen == ["failed", "stop", "start", "started", "request", "drain", "stop", "exit"]
 
@@ -220,7 +223,7 @@ def test_stream_ends_on_drain(workers: int, tmp_path: Path) -> None:
         assert not held.done
         release(tmp_path)
         assert held.result().ok
-        assert server.wait_exit() == exit_code(workers, [ASGI])
+        assert server.wait_exit() == exit_code(workers)
     assert_once(server, *LIFE, count=workers)
     assert_answered_before_stop(server)
 

@@ -1,9 +1,11 @@
 """What the applications under test share: listeners that tell the journal, and a held request."""
 
 import os
+import signal
 import threading
 import time
 from functools import partial
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 from journal import record
@@ -27,6 +29,8 @@ def instrument(engine: Engine) -> None:
     engine.subscribe("start", wait_if_asked_to)
     if path := os.environ.get("APP_PIDFILE"):
         PIDFile(engine, path).subscribe()
+    if os.environ.get("APP_TERM_AT_END"):  # first thing once the target of a child has returned
+        Finalize(None, os.kill, (os.getpid(), signal.SIGTERM), exitpriority=100)
 
 
 def note_started(told: Record) -> None:
