@@ -22,7 +22,7 @@ from engine_bridge.core.bus import is_async
 from engine_bridge.core.door import Door, Gate
 from engine_bridge.core.engine import Engine
 from engine_bridge.core.errors import EngineError, plain_text
-from engine_bridge.core.requests import set_current
+from engine_bridge.core.requests import new_token, set_current
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,8 +60,9 @@ class EngineMiddleware:
             await _Lifespan(self, scope, receive, send).run()
             return
         requests = engine.requests
-        token = object()
-        requests.open[token] = None  # before the look at `serves`: who still passes is waited for
+        in_flight = requests.open
+        token = new_token()
+        in_flight[token] = None  # before the look at `serves`: who still passes is waited for
         set_current(token)
         try:
             if engine.only_serves and not self._state:
@@ -69,7 +70,7 @@ class EngineMiddleware:
             else:
                 await self._attend(scope, receive, send)
         finally:
-            del requests.open[token]  # as `requests.end` does it
+            del in_flight[token]  # as `requests.end` does it
             if requests.quiet is not None:
                 requests.check()
 

@@ -19,7 +19,7 @@ from engine_bridge.core.bus import is_async
 from engine_bridge.core.door import Gate
 from engine_bridge.core.engine import Engine
 from engine_bridge.core.errors import EngineError
-from engine_bridge.core.requests import Requests
+from engine_bridge.core.requests import Requests, new_token
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class EngineMiddleware:
         """Answer a request while the engine is STARTED, else with 503."""
         engine = self.engine
         requests = engine.requests
-        token = object()
+        token = new_token()
         # Before the look at `serves`: who still passes is waited for.
         requests.open[token] = threading.get_ident()
         finish = None
@@ -82,7 +82,7 @@ class _List(list[bytes]):
     # pays. `requests` is None once it is closed.
     __slots__ = ("finish", "requests", "token")
     requests: Requests | None
-    token: object
+    token: int
     finish: "Callable[..., object] | None"
 
     def close(self) -> None:
@@ -110,7 +110,7 @@ class _Body:
         self,
         body: Iterable[bytes],
         requests: Requests,
-        token: object,
+        token: int,
         finish: "Callable[..., object] | None",
     ) -> None:
         self._body = body
@@ -150,7 +150,7 @@ def _wrap(
     body: Iterable[bytes],
     environ: "WSGIEnvironment",
     requests: Requests,
-    token: object,
+    token: int,
     finish: "Callable[..., object] | None",
 ) -> Iterable[bytes]:
     """Return *body*, or one like it, whose `close` ends the request."""
@@ -167,7 +167,7 @@ def _wrap(
 def _hook_close(
     body: Iterable[bytes],
     requests: Requests,
-    token: object,
+    token: int,
     finish: "Callable[..., object] | None",
 ) -> Iterable[bytes]:
     """Replace the `close` of a server's own file wrapper, which must stay what it is."""
@@ -189,7 +189,7 @@ class _Close:
         self,
         closing: "Callable[[], object] | None",
         requests: Requests,
-        token: object,
+        token: int,
         finish: "Callable[..., object] | None",
     ) -> None:
         self._closing = closing
@@ -209,7 +209,7 @@ class _Close:
         _finish(self._requests, self._token, self._finish)
 
 
-def _finish(requests: Requests, token: object, finish: "Callable[..., object] | None") -> None:
+def _finish(requests: Requests, token: int, finish: "Callable[..., object] | None") -> None:
     """End a request once, with `after_request` for whoever heard of its beginning."""
     if token not in requests.open:
         return
