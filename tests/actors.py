@@ -7,12 +7,37 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+import pytest
 from processes import wait_until
 
-from engine_bridge import Engine
+from engine_bridge import ChannelFailures, Engine
 from engine_bridge.core.flag import Flag
+from engine_bridge.core.records import Record, StateChanged
 
+ALL = ("start", "stop", "exit")
+LIFE = [
+    "STARTING", "part.start", "STARTED",
+    "STOPPING", "part.stop", "STOPPED",
+    "EXITING", "part.exit",
+]  # fmt: skip
 LIMIT = 10.0  # seconds that any one call may take; a deadlock is a failure, with all stacks
+
+
+def follow(engine: Engine, notes: list[str]) -> None:
+    """Note each state that *engine* enters."""
+
+    def note(record: Record) -> None:
+        if isinstance(record, StateChanged):
+            notes.append(record.new)
+
+    engine.observe(note)
+
+
+def failed(call: Callable[[], object]) -> ChannelFailures:
+    """Return the group that *call* raises."""
+    with pytest.raises(ChannelFailures) as caught:
+        call()
+    return caught.value
 
 
 class Part:

@@ -297,21 +297,28 @@ class Engine(Lifecycle):
     @signals.shielded
     def wait(self, states: "State | Iterable[State]", timeout: float | None = None) -> bool:
         """
-        Wait until the engine is in one of *states*.
+        Wait until the engine is in one of *states*, or has passed through one meanwhile.
 
         Args:
             states: One state, or several.
             timeout: Seconds to wait at most; None waits without a limit.
 
         Returns:
-            Whether it is.
+            Whether it is or was; False when the time was up.
         """
         wanted = {states} if isinstance(states, State) else set(states)
         if not all(isinstance(state, State) for state in wanted):
             raise EngineError(f"wait(…) wants a State or several, got {states!r}")
         with self._changed:
-            self._changed.wait_for(lambda: self._state in wanted or signals.is_unwinding(), timeout)
-            found = self._state in wanted
+            before = self._entered.copy()
+
+            def has_come() -> bool:
+                return self._state in wanted or any(
+                    self._entered[state] != before[state] for state in wanted
+                )
+
+            self._changed.wait_for(lambda: has_come() or signals.is_unwinding(), timeout)
+            found = has_come()
         signals.unwind()
         return found
 

@@ -60,6 +60,7 @@ class Lifecycle(ObservedBus):
         self._changed = threading.Condition()
         self._subscribing = threading.RLock()
         self._state = State.STOPPED
+        self._entered = dict.fromkeys(State, 0)  # how often; so `wait` misses none that passes
         self._transition: Transition | None = None
         self._life: Life | None = None
         self._restart: Callable[[], object] | None = None
@@ -103,6 +104,11 @@ class Lifecycle(ObservedBus):
         if loop is None or loop is not running_loop() or self._is_inside():
             return False
         return self._transition is not None or self.drains or not self._nothing_to_do(kind)
+
+    @property
+    def owns_process(self) -> bool:
+        """Whether the process is the engine's to end: no server decides over it."""
+        return self.host is None or self.host.owns_process
 
     def _is_inside(self) -> bool:
         return self._transition in inside.get()
@@ -340,6 +346,7 @@ class Lifecycle(ObservedBus):
             if state not in TRANSITIONS[old]:
                 raise TransitionError(str(old), str(state))
             self._state = state
+            self._entered[state] += 1
             self.serves = state is State.STARTED
             self._note_how_it_serves()
             self.owes_exit = state is not State.EXITING
@@ -559,7 +566,7 @@ class Lifecycle(ObservedBus):
     async def _settle(self, caller: Caller) -> None:
         """Wait until no request is in flight but the caller's own, or the drain must end."""
         life = self._the_life()
-        if self.drain_delay and self._serves_while_draining():
+        if self.drain_delay and self.owns_process:  # else the server decides how long it serves
             await caller.wait(life.settled, self.drain_delay)
         self.requests.excuse_current()
         quiet = self._quiet()
@@ -580,10 +587,6 @@ class Lifecycle(ObservedBus):
     async def _let_latecomers_finish(self, caller: Caller) -> None:
         """Wait for requests that were let in just as the drain ended; none is any more."""
         await caller.wait(self._quiet(), self.drain_timeout)
-
-    def _serves_while_draining(self) -> bool:
-        """Whether requests still come in while the engine waits: a script decides over both."""
-        return self.host is not None and self.host.owns_process
 
     def _finish_restart(self) -> None:
         """Give way to the new process, if one was asked for and no thread in `block` will."""

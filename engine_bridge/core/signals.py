@@ -334,7 +334,7 @@ class _Caught:
             engine = reference()
             if engine is None or not _concerns(engine, claimed):
                 continue
-            claim = HEARS if claimed == LEAVES and not _owns_process(engine) else claimed
+            claim = HEARS if claimed == LEAVES and not engine.owns_process else claimed
             self.engines[engine] = claim
             self.claim = max(self.claim, claim)
         # Our handler called another's, which calls an older one of ours: noted and counted already.
@@ -381,10 +381,6 @@ def _concerns(engine: "Engine", claim: int) -> bool:
     if claim == DECIDES:
         return True
     return engine.owes_exit or engine.in_transition or bool(engine.notes.readers)
-
-
-def _owns_process(engine: "Lifecycle") -> bool:
-    return engine.host is None or engine.host.owns_process
 
 
 def _for_script(caught: _Caught, frame: "FrameType | None") -> None:
@@ -574,7 +570,7 @@ def settle_all() -> None:
 def can_delay(engine: "Lifecycle") -> bool:
     """Whether `drain_delay` can be kept: the process is ours, or the handler can be held back."""
     handler = signal.getsignal(signal.SIGTERM)
-    return _owns_process(engine) or (isinstance(handler, Handler) and handler.can_hold())
+    return engine.owns_process or (isinstance(handler, Handler) and handler.can_hold())
 
 
 def uvicorn_server() -> "Any":

@@ -16,12 +16,6 @@ from engine_bridge.core.errors import ListenerError, WouldDeadlock
 PUBLISHES = 1_000_000
 
 
-@pytest.fixture
-def notes() -> list[str]:
-    """Return what listeners of this test note."""
-    return []
-
-
 # Order
 
 

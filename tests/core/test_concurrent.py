@@ -18,12 +18,6 @@ from engine_bridge.core.records import Record, StateChanged
 ALL = ("start", "drain", "stop", "exit")
 
 
-@pytest.fixture
-def notes() -> list[str]:
-    """Return what listeners of this test note."""
-    return []
-
-
 def crowd(engine: Engine, notes: list[str], size: int = 5) -> list[Part]:
     """Have some parts listen to everything."""
     return [Part(f"part{number}", notes).on(engine, *ALL) for number in range(size)]

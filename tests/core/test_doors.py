@@ -4,7 +4,7 @@ import asyncio
 import threading
 
 import pytest
-from actors import Call, Part, within
+from actors import ALL, Call, Part, within
 
 from engine_bridge import (
     ChannelFailures,
@@ -13,14 +13,6 @@ from engine_bridge import (
     StartAborted,
     State,
 )
-
-ALL = ("start", "stop", "exit")
-
-
-@pytest.fixture
-def notes() -> list[str]:
-    """Return what listeners of this test note."""
-    return []
 
 
 def test_with_means_start_and_exit(notes: list[str]) -> None:

@@ -1,9 +1,8 @@
 import asyncio
 import threading
-from collections.abc import Callable
 
 import pytest
-from actors import Call, Part, at_once, names, noting, within
+from actors import ALL, LIFE, Call, Part, at_once, failed, follow, names, noting, within
 from processes import run_script
 
 from engine_bridge import (
@@ -13,41 +12,6 @@ from engine_bridge import (
     State,
     TransitionError,
 )
-from engine_bridge.core.records import (
-    Record,
-    StateChanged,
-)
-
-ALL = ("start", "stop", "exit")
-LIFE = [
-    "STARTING", "part.start", "STARTED",
-    "STOPPING", "part.stop", "STOPPED",
-    "EXITING", "part.exit",
-]  # fmt: skip
-
-
-@pytest.fixture
-def notes() -> list[str]:
-    """Return what listeners of this test note."""
-    return []
-
-
-def failed(call: Callable[[], object]) -> ChannelFailures:
-    """Return the group that *call* raises."""
-    with pytest.raises(ChannelFailures) as caught:
-        call()
-    return caught.value
-
-
-def follow(engine: Engine, notes: list[str]) -> None:
-    """Note each state that *engine* enters."""
-
-    def note(record: Record) -> None:
-        if isinstance(record, StateChanged):
-            notes.append(record.new)
-
-    engine.observe(note)
-
 
 # start
 

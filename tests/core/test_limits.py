@@ -39,12 +39,6 @@ def hang() -> Iterator[Hang]:
     hang.let_go.set()
 
 
-@pytest.fixture
-def notes() -> list[str]:
-    """Return what listeners of this test note."""
-    return []
-
-
 def impatient(**limits: float) -> Engine:
     """Return an engine with short limits."""
     return Engine(**{"slow_after": SOON, "start_timeout": BUDGET, "stop_timeout": BUDGET, **limits})

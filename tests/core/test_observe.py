@@ -1,10 +1,9 @@
 """Records, observers, and the log."""
 
 import logging
-from collections.abc import Callable
 
 import pytest
-from actors import Part, within
+from actors import ALL, Part, failed, within
 
 from engine_bridge import (
     ChannelFailures,
@@ -19,21 +18,6 @@ from engine_bridge.core.records import (
     Record,
     StateChanged,
 )
-
-ALL = ("start", "stop", "exit")
-
-
-@pytest.fixture
-def notes() -> list[str]:
-    """Return what listeners of this test note."""
-    return []
-
-
-def failed(call: Callable[[], object]) -> ChannelFailures:
-    """Return the group that *call* raises."""
-    with pytest.raises(ChannelFailures) as caught:
-        call()
-    return caught.value
 
 
 def test_observer_gets_the_records_of_a_life() -> None:

@@ -3,27 +3,13 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
-from actors import Call, Part, flatten, names, noting, within
+from actors import Call, Part, failed, flatten, names, noting, within
 
 from engine_bridge import (
-    ChannelFailures,
     Engine,
     State,
 )
 from engine_bridge.core.errors import ListenerError, ResourceError
-
-
-@pytest.fixture
-def notes() -> list[str]:
-    """Return what listeners of this test note."""
-    return []
-
-
-def failed(call: Callable[[], object]) -> ChannelFailures:
-    """Return the group that *call* raises."""
-    with pytest.raises(ChannelFailures) as caught:
-        call()
-    return caught.value
 
 
 def opened(engine: Engine, name: str, notes: list[str], state: Any = None) -> None:
