@@ -54,6 +54,8 @@ FORKING = """
 import os, signal, socket, sys
 from journal import record
 
+TOLD = {signal.SIGTERM, signal.SIGINT}
+signal.pthread_sigmask(signal.SIG_BLOCK, TOLD)  # until the handlers are set
 listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
 workers = []
 
@@ -62,6 +64,7 @@ def serve():
     running = [True]
     signal.signal(signal.SIGTERM, lambda *_: running.clear())
     signal.signal(signal.SIGINT, lambda *_: running.clear())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, TOLD)
     listener.settimeout(0.01)
     while running:
         try:
@@ -88,6 +91,7 @@ for _ in range(2):
     workers.append(pid)
 signal.signal(signal.SIGTERM, leave)
 signal.signal(signal.SIGINT, lambda *_: None)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, TOLD)
 print("ready", flush=True)
 for pid in workers:
     os.waitpid(pid, 0)
