@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from processes import Server, get, run_server
+from processes import Ready, Server, accepts, get, prints, run_server
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -49,10 +49,10 @@ def command(serve: str) -> list[str]:
     return [str(path), *extra, *words]
 
 
-def serve(name: str, folder: Path, status: int) -> Server:
+def serve(name: str, folder: Path, status: int, ready: Ready = accepts) -> Server:
     """Do what the README says of server *name*: save, run, ask, send SIGTERM."""
     (folder / "app.py").write_text(SNIPPETS[name].program)
-    with run_server(command(SNIPPETS[name].serve), cwd=folder) as server:
+    with run_server(command(SNIPPETS[name].serve), cwd=folder, ready=ready) as server:
         answer = get(server.port)
         assert answer.ok, server.report()
         assert answer.body.startswith(b"Hello")
@@ -85,7 +85,8 @@ def test_starlette_program_opens_its_database(tmp_path: Path) -> None:
 def test_gunicorn_program_starts_in_each_worker(tmp_path: Path) -> None:
     """The gunicorn program says `start` and `stop` once in each of its two workers."""
     pytest.importorskip("gunicorn")
-    server = serve("gunicorn", tmp_path, 0)
+    # Both workers: one that gunicorn has just forked loses its SIGTERM.
+    server = serve("gunicorn", tmp_path, 0, prints("start in worker", 2))
     said = re.findall(r"^(start|stop) in worker (\d+)$", server.output(), re.MULTILINE)
     started = {pid for word, pid in said if word == "start"}
     assert len(started) == 2
