@@ -1,10 +1,21 @@
 """Commands of the servers, and the steps that their tests share."""
 
+import signal
 import sys
 from collections.abc import Collection
 from pathlib import Path
 
-from processes import InFlight, Server, attempt, start_request
+from processes import (
+    InFlight,
+    Server,
+    assert_once,
+    attempt,
+    get,
+    open_stream,
+    publishes,
+    run_server,
+    start_request,
+)
 
 GUNICORN = [
     *(sys.executable, "-m", "gunicorn"),
@@ -50,6 +61,45 @@ def hold_request(server: Server, count: int = 1) -> InFlight:
 def release(folder: Path) -> None:
     """Let the held requests finish; *folder* is the server's working directory."""
     (folder / "release").touch()
+
+
+def stream_until_drain(command: list[str], folder: Path, workers: int) -> int:
+    """Check that streams end on SIGTERM and a request in flight is answered; return the status."""
+    with (
+        run_server(command, cwd=folder, ready=publishes("started", workers)) as server,
+        open_stream(server.port, "/events") as stream,
+        open_stream(server.port, "/silence") as silent,
+    ):
+        stream.wait_first()
+        silent.wait_first()
+        held = hold_request(server)
+        server.signal(signal.SIGTERM)
+        assert stream.wait_end().ok
+        assert silent.wait_end().ok
+        assert not held.done
+        release(folder)
+        assert held.result().ok
+        status = server.wait_exit()
+    assert_once(server, *LIFE, count=workers)
+    assert_answered_before_stop(server)
+    return status
+
+
+def fail_until_repaired(command: list[str], folder: Path) -> int:
+    """Check that requests get 503 until a lazy start succeeds; return the status on SIGTERM."""
+    with run_server(command, cwd=folder, env={"APP_FAILS_UNTIL": "repaired"}) as server:
+        answer = get(server.port)
+        assert answer.status == 503
+        assert int(answer.headers["retry-after"]) >= 1
+        assert "RuntimeError: the database is down" in server.output()
+        (folder / "repaired").touch()
+        server.wait(lambda: get(server.port).ok, 5, "the start is tried again")
+        server.signal(signal.SIGTERM)
+        status = server.wait_exit()
+    (seen,) = server.published().values()
+    rolled_back = ["failed", "stop"]  # once: the next try had to wait
+    assert seen == [*rolled_back, "start", "started", "request", "drain", "stop", "exit"]
+    return status
 
 
 def assert_answered_before_stop(server: Server) -> None:

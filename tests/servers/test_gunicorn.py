@@ -9,7 +9,6 @@ from processes import (
     assert_once,
     free_port,
     get,
-    open_stream,
     publishes,
     run_server,
     send_signal,
@@ -24,8 +23,10 @@ from servers.launch import (
     LIFE,
     WSGI,
     assert_answered_before_stop,
+    fail_until_repaired,
     hold_request,
     release,
+    stream_until_drain,
     wait_started,
     who_published,
 )
@@ -221,20 +222,7 @@ def test_failing_start_ends_gunicorn(preload: list[str], tmp_path: Path) -> None
 
 def test_failing_lazy_start_answers_503(tmp_path: Path) -> None:
     """Without it requests get 503 and are told when to come back, until a start succeeds."""
-    command = [*GUNICORN, "-w", "1", WSGI]
-    env = {"APP_FAILS_UNTIL": "repaired"}
-    with run_server(command, cwd=tmp_path, env=env) as server:
-        answer = get(server.port)
-        assert answer.status == 503
-        assert int(answer.headers["retry-after"]) >= 1
-        assert "RuntimeError: the database is down" in server.output()
-        (tmp_path / "repaired").touch()
-        server.wait(lambda: get(server.port).ok, 5, "the start is tried again")
-        server.signal(signal.SIGTERM)
-        assert server.wait_exit() == 0
-    (seen,) = server.published().values()
-    rolled_back = ["failed", "stop"]  # once: the next try had to wait
-    assert seen == [*rolled_back, "start", "started", "request", "drain", "stop", "exit"]
+    assert fail_until_repaired([*GUNICORN, "-w", "1", WSGI], tmp_path) == 0
 
 
 def test_many_first_requests_start_once(tmp_path: Path) -> None:
@@ -263,24 +251,7 @@ def test_many_first_requests_start_once(tmp_path: Path) -> None:
 def test_stream_ends_on_drain(kind: str, tmp_path: Path) -> None:
     """Streams of events end in good order on SIGTERM while the request in flight is answered."""
     need(kind)
-    command = [*GUNICORN, "-w", "1", "-k", kind, ASGI]
-    with (
-        run_server(command, cwd=tmp_path, ready=publishes("started")) as server,
-        open_stream(server.port, "/events") as stream,
-        open_stream(server.port, "/silence") as silent,
-    ):
-        stream.wait_first()
-        silent.wait_first()
-        held = hold_request(server)
-        server.signal(signal.SIGTERM)
-        assert stream.wait_end().ok
-        assert silent.wait_end().ok
-        assert not held.done
-        release(tmp_path)
-        assert held.result().ok
-        assert server.wait_exit() == 0
-    assert_once(server, *LIFE, count=1)
-    assert_answered_before_stop(server)
+    assert stream_until_drain([*GUNICORN, "-w", "1", "-k", kind, ASGI], tmp_path, 1) == 0
 
 
 def test_restart_rolls_the_workers(tmp_path: Path) -> None:

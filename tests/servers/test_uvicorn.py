@@ -22,8 +22,10 @@ from servers.launch import (
     UVICORN,
     WSGI,
     assert_answered_before_stop,
+    fail_until_repaired,
     hold_request,
     release,
+    stream_until_drain,
     wait_started,
     who_published,
 )
@@ -191,41 +193,14 @@ def test_failing_start_ends_uvicorn(app: str, workers: int, tmp_path: Path) -> N
 
 def test_failing_lazy_start_answers_503(tmp_path: Path) -> None:
     """Without a lifespan requests get 503 and are told when to come back, until one succeeds."""
-    env = {"APP_FAILS_UNTIL": "repaired"}
-    arguments = [ASGI, "--lifespan", "off"]
-    with run_server([*UVICORN, *arguments], cwd=tmp_path, env=env) as server:
-        answer = get(server.port)
-        assert answer.status == 503
-        assert int(answer.headers["retry-after"]) >= 1
-        assert "RuntimeError: the database is down" in server.output()
-        (tmp_path / "repaired").touch()
-        server.wait(lambda: get(server.port).ok, 5, "the start is tried again")
-        server.signal(signal.SIGTERM)
-        assert server.wait_exit() == -signal.SIGTERM
-    (seen,) = server.published().values()
-    assert seen == ["failed", "stop", "start", "started", "request", "drain", "stop", "exit"]
+    assert fail_until_repaired([*UVICORN, ASGI, "--lifespan", "off"], tmp_path) == exit_code(1)
 
 
 @WORKERS
 def test_stream_ends_on_drain(workers: int, tmp_path: Path) -> None:
     """Streams of events end in good order on SIGTERM while the request in flight is answered."""
-    with (
-        run_server(command(workers, [ASGI]), cwd=tmp_path, ready=publishes("started")) as server,
-        open_stream(server.port, "/events") as stream,
-        open_stream(server.port, "/silence") as silent,
-    ):
-        stream.wait_first()
-        silent.wait_first()
-        held = hold_request(server)
-        server.signal(signal.SIGTERM)
-        assert stream.wait_end().ok
-        assert silent.wait_end().ok
-        assert not held.done
-        release(tmp_path)
-        assert held.result().ok
-        assert server.wait_exit() == exit_code(workers)
-    assert_once(server, *LIFE, count=workers)
-    assert_answered_before_stop(server)
+    status = stream_until_drain(command(workers, [ASGI]), tmp_path, workers)
+    assert status == exit_code(workers)
 
 
 def test_stream_without_engine_keeps_uvicorn(tmp_path: Path) -> None:

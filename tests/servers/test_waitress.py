@@ -10,6 +10,7 @@ from servers.launch import (
     WAITRESS,
     WSGI,
     assert_answered_before_stop,
+    fail_until_repaired,
     hold_request,
     release,
 )
@@ -75,18 +76,7 @@ def test_many_first_requests_start_once(tmp_path: Path) -> None:
 
 def test_failing_lazy_start_answers_503(tmp_path: Path) -> None:
     """Requests get 503 and are told when to come back, until a start succeeds."""
-    env = {"APP_FAILS_UNTIL": "repaired"}
-    with run_server([*WAITRESS, WSGI], cwd=tmp_path, env=env) as server:
-        answer = get(server.port)
-        assert answer.status == 503
-        assert int(answer.headers["retry-after"]) >= 1
-        assert "RuntimeError: the database is down" in server.output()
-        (tmp_path / "repaired").touch()
-        server.wait(lambda: get(server.port).ok, 5, "the start is tried again")
-        server.signal(signal.SIGTERM)
-        assert server.wait_exit() == 0
-    (seen,) = server.published().values()
-    assert seen == ["failed", "stop", "start", "started", "request", "drain", "stop", "exit"]
+    assert fail_until_repaired([*WAITRESS, WSGI], tmp_path) == 0
 
 
 def test_deliberate_exit_answers_503(tmp_path: Path) -> None:
