@@ -1,0 +1,53 @@
+"""`make demo` on a terminal: Ctrl-C ends it, and make does not call that an error."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOREGROUND = Path(__file__).parents[1] / ".ci" / "foreground.py"
+LIMIT = 10  # seconds
+CTRL_C = b"\x03"
+
+# Runs its arguments on a terminal of their own, to which its standard input is typed.
+ON_A_TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+
+SERVER = """
+import signal, sys
+try:
+    print("ready", flush=True)
+    signal.pause()
+except KeyboardInterrupt:
+    print("left", flush=True)
+    sys.exit({status})
+"""
+
+
+@pytest.mark.parametrize(("status", "outcome"), [(0, 0), (3, 2)])
+def test_ctrl_c_reaches_the_command_and_not_make(status: int, outcome: int, tmp_path: Path) -> None:
+    """Make ends as the command does: with 0, or with 2, which is how it tells of an error."""
+    (tmp_path / "server.py").write_text(SERVER.format(status=status))
+    recipe = f"@exec {sys.executable} {FOREGROUND} {sys.executable} server.py"
+    (tmp_path / "Makefile").write_text(f"demo:\n\t{recipe}\n")
+    with subprocess.Popen(
+        [sys.executable, "-c", ON_A_TERMINAL, "make", "demo"],
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as terminal:
+        assert terminal.stdin is not None
+        assert terminal.stdout is not None
+        assert terminal.stdout.readline().strip() == b"ready"
+        terminal.stdin.write(CTRL_C)
+        terminal.stdin.flush()
+        output = terminal.stdout.read()  # until all have left
+        assert b"left" in output
+        assert (b"Error" in output) is bool(status)
+        assert terminal.wait(LIMIT) == outcome
+
+
+def test_without_a_terminal_the_command_takes_its_place() -> None:
+    """In a script or in CI it is as if the command had been run itself."""
+    command = [sys.executable, str(FOREGROUND), sys.executable, "-c", "import sys; sys.exit(7)"]
+    assert subprocess.run(command, start_new_session=True, check=False).returncode == 7
