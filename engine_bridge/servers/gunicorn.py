@@ -9,8 +9,9 @@ main thread; a failing start ends the worker, and with it gunicorn, with exit st
 start it by lifespan. `engine.restart()` sends SIGHUP to the main process.
 
 Source:
-    gunicorn 27, order of the hooks: `when_ready` in the main process; `post_worker_init`, once the
-    application is loaded, and `worker_exit` in the worker; `on_exit` in the main process.
+    gunicorn 27, order of the hooks: `when_ready` and `pre_fork` in the main process;
+    `post_worker_init`, once the application is loaded, and `worker_exit` in the worker; `on_exit`
+    in the main process.
 """
 
 import os
@@ -29,7 +30,11 @@ if TYPE_CHECKING:
 
 BOOT_ERROR = 3  # gunicorn's Arbiter.WORKER_BOOT_ERROR
 
-__all__ = ["on_exit", "post_worker_init", "when_ready", "worker_exit"]
+TO_WORKERS = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1}
+
+__all__ = ["on_exit", "post_worker_init", "pre_fork", "when_ready", "worker_exit"]
+
+_mask: "set[int] | None" = None  # of the main process, while it forks
 
 
 class GunicornHost(Host):
@@ -45,6 +50,32 @@ def when_ready(server: "Any") -> None:
     for engine in _engines():
         engine.host = GunicornHost("main")
         engine.publish("main_start")
+
+
+def pre_fork(server: "Any", worker: "Any") -> None:
+    """
+    Keep signals for the new worker back until it can take them.
+
+    Until `init_signals` it has the handlers of the main process, which put them where the worker
+    never looks. It then serves on, and a gunicorn that was told to go waits for it until
+    `graceful_timeout` and kills it, with a start and without a stop.
+    """
+    global _mask  # noqa: PLW0603  # a mask is the process's
+    mask = _mask = signal.pthread_sigmask(signal.SIG_BLOCK, TO_WORKERS)
+    init_signals = worker.init_signals
+
+    def init_and_take_signals() -> None:
+        init_signals()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    worker.init_signals = init_and_take_signals  # in a hook of its own we would be overridden
+
+
+def _after_fork_in_main() -> None:
+    global _mask
+    mask, _mask = _mask, None
+    if mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def post_worker_init(worker: "Any") -> None:
@@ -83,3 +114,6 @@ def _engines() -> list[Engine]:
     """Return the engines that an application of this process has."""
     gates = nets.gates("wsgi") + nets.gates("asgi")
     return list({id(gate.engine): gate.engine for gate in gates}.values())
+
+
+os.register_at_fork(after_in_parent=_after_fork_in_main)

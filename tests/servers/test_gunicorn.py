@@ -294,3 +294,30 @@ def test_deliberate_exit_answers_503(kind: str, app: str, tmp_path: Path) -> Non
         server.signal(signal.SIGTERM)
         assert server.wait_exit() == 0
     assert_once(server, *LIFE, count=1)
+
+
+EARLY = """
+import os, signal
+from pathlib import Path
+from engine_bridge.servers.gunicorn import *
+
+def post_fork(server, worker):
+    if not Path("told").exists():
+        Path("told").write_text(str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_early_sigterm_reaches_a_worker(tmp_path: Path) -> None:
+    """A worker that is told to go before it has handlers of its own leaves; another one comes."""
+    (tmp_path / "gunicorn.conf.py").write_text(EARLY)
+    with run_server([*GUNICORN, "-w", "1", WSGI], cwd=tmp_path, ready=answers()) as server:
+        told = int((tmp_path / "told").read_text())
+        wait_gone(told)
+        server.wait(lambda: set(who_published(server, "started")) - {told}, 10, "another one")
+        assert get(server.port).ok
+        server.signal(signal.SIGTERM)
+        assert server.wait_exit() == 0
+    assert_once(server, *LIFE, pids=set(who_published(server, "started")) - {told}, count=1)
+    published = server.published().get(told, [])
+    assert published.count("stop") == published.count("start")
