@@ -85,7 +85,7 @@ def test_starlette_program_opens_its_database(tmp_path: Path) -> None:
 def test_gunicorn_program_starts_in_each_worker(tmp_path: Path) -> None:
     """The gunicorn program says `start` and `stop` once in each of its two workers."""
     pytest.importorskip("gunicorn")
-    # Both workers: one that gunicorn has just forked loses its SIGTERM.
+    # Both: a worker that is told to go while it boots need not start.
     server = serve("gunicorn", tmp_path, 0, prints("start in worker", 2))
     said = re.findall(r"^(start|stop) in worker (\d+)$", server.output(), re.MULTILINE)
     started = {pid for word, pid in said if word == "start"}
