@@ -2,8 +2,8 @@
 
 from typing import Any
 
-import cherrypy.process.wspbus  # type: ignore[import-untyped]  # carries no types
-import magicbus.process  # type: ignore[import-untyped]  # carries no types
+import cherrypy.process.wspbus
+import magicbus.process
 
 
 def buses() -> dict[str, Any]:
