@@ -26,6 +26,7 @@ from .errors import (
 from .flag import Flag
 from .host import Host, detect_host
 from .life import Life
+from .notes import Notes
 from .observed import ObservedBus
 from .records import DrainExpired, Draining, ListenerFinished, ListenerSlow, StateChanged
 from .requests import Requests
@@ -71,7 +72,7 @@ class Lifecycle(ObservedBus):
         self.requests = Requests()
         self.draining = Flag(self._changed)
         self.aborting = Flag(self._changed)
-        self.notes = signals.Notes(self)
+        self.notes = Notes(self)
         self.serves = False  # STARTED; for adapters, to whom a property is too dear
         self.drains = False
         self.only_serves = False  # nothing is to be done for a request but to count it

@@ -2,10 +2,9 @@
 Signals: note that one came, wake somebody who may act on it, leave the rest to who was there first.
 
 A handler runs between any two bytecodes of the main thread, perhaps inside a lock that it would
-need. So ours puts a note on a `queue.SimpleQueue`, which is made for that, and returns. The thread
-in `block` takes the note; if there is none, the handler starts one with `_thread`, which takes no
-lock either. It publishes the channel named after the signal and then does what is left to do,
-which the handler has decided, by the predecessor that it found and by what the engine claims:
+need. So ours leaves a note and returns. Who reads it publishes the channel named after the signal
+and then does what is left to do, which the handler has decided, by the predecessor that it found
+and by what the engine claims:
 
 - A callable predecessor, such as a server's handler, is called, and decides when the process
   leaves. We drain. uvicorn's can be held back for `drain_delay`, since it only sets attributes.
@@ -24,9 +23,7 @@ Facts about servers are from their source, as measured for uvicorn 0.54, gunicor
 uvicorn-worker 0.4, hypercorn 0.18, waitress 3.0 and cheroot 11.1.
 """
 
-import _thread
 import os
-import queue
 import signal
 import sys
 import threading
@@ -35,7 +32,9 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
+from . import notes
 from .errors import EngineError
+from .notes import in_main_thread
 from .records import ERROR, Message, SignalCaught
 from .states import State
 
@@ -57,7 +56,6 @@ LEAVE_ON_SYSTEM_EXIT = ("waitress", "cheroot")
 # what the channel's listeners do. LEAVES: they leave; in a process of a server the same as HEARS.
 HEARS, DECIDES, LEAVES = range(3)
 
-Note = Callable[[], object]
 Leave = Callable[["Engine"], object]
 
 _watchers: "dict[int, tuple[tuple[weakref.ref[Engine], int], ...]]" = {}
@@ -65,156 +63,8 @@ _changing = threading.Lock()  # of _watchers; never taken in a handler
 _owed: "dict[int, set[Engine]]" = {}  # signals to send again once these engines have stopped
 _passing: set[int] = set()  # signals that a predecessor handles at this moment
 _put_off: "deque[tuple[Handler, int]]" = deque()  # those that came meanwhile
-_bells: "set[_Bell]" = set()
 _unwinding: list[int] = []  # the signal that unwinds the main thread when it leaves our code
 _shielded: "set[CodeType]" = set()
-
-
-class Notes:
-    """What an engine was told by signals, and who reads it."""
-
-    def __init__(self, engine: "Lifecycle") -> None:
-        self._queue: queue.SimpleQueue[Note | None] = queue.SimpleQueue()
-        self._readers: list[int] = []
-        self._waiting: list[int] = []
-        self._bell: _Bell | None = None  # wakes the main thread, if that is a reader
-        self._engine = weakref.ref(engine)
-        self.times_told = 0  # to leave, in this life
-
-    @property
-    def readers(self) -> list[int]:
-        """The threads in `block`."""
-        return self._readers
-
-    def put(self, note: Note) -> None:
-        """Leave *note* and see that somebody reads it; safe in a signal handler."""
-        self._queue.put(note)
-        if not self._waiting:
-            self._start_reader()
-
-    def wake(self) -> None:
-        """Let those in `block` look around."""
-        for _ in self._readers:
-            self._queue.put(None)
-        if self._bell is not None:
-            self._bell.ring()
-
-    def reading(self) -> "_Reading":
-        """Return a context in which this thread is a reader."""
-        return _Reading(self)
-
-    def get(self, timeout: float | None) -> Note | None:
-        """Return the next note; None when woken without one, or after *timeout* seconds."""
-        self._waiting.append(0)
-        try:
-            if self._bell is None or not _in_main_thread():
-                return self._queue.get(timeout=timeout)
-            if self._queue.empty():
-                self._bell.wait(timeout)
-            return self._queue.get_nowait()
-        except queue.Empty:
-            return None
-        finally:
-            self._waiting.pop()
-            if not self._queue.empty() and not self._waiting:
-                self._start_reader()  # one came between get and pop: its handler saw us waiting
-
-    def _start_reader(self) -> None:
-        try:
-            _thread.start_new_thread(self._become_thread, ())
-        except RuntimeError:
-            pass  # the interpreter is on its way out: the exit net does what is left
-
-    def _become_thread(self) -> None:
-        """Continue, outside the handler now, in a thread that Python's tools can see."""
-        try:
-            threading.Thread(target=self._read, name="engine signals", daemon=True).start()
-        except RuntimeError:
-            pass
-
-    def _read(self) -> None:
-        wakes = 0
-        while True:
-            try:
-                note = self._queue.get_nowait()
-            except queue.Empty:
-                break
-            if note is None:
-                wakes += 1  # for those in `block`
-                continue
-            try:
-                note()
-            except SystemExit:
-                pass  # of a listener; the thread in `block` raises it
-            except Exception as exc:
-                engine = self._engine()
-                if engine is not None and not isinstance(exc, EngineError):
-                    text = f"a signal's work failed: {exc}"
-                    engine.tell(Message(text=text, level=ERROR, error=exc))
-        for _ in range(wakes):
-            self._queue.put(None)
-
-
-class _Reading:
-    def __init__(self, notes: Notes) -> None:
-        self._notes = notes
-        self._outer = notes._bell
-
-    def __enter__(self) -> None:
-        if _in_main_thread():
-            self._notes._bell = _Bell()
-        self._notes._readers.append(threading.get_ident())
-
-    def __exit__(self, *error: object) -> None:
-        self._notes._readers.remove(threading.get_ident())
-        if _in_main_thread() and self._notes._bell is not None:
-            bell, self._notes._bell = self._notes._bell, self._outer
-            bell.close()
-
-
-class _Bell:
-    """
-    Wakes the main thread, also for a signal that comes just as it falls asleep.
-
-    Waiting for a lock it would miss that: Python's handler runs when the thread wakes, and nothing
-    would wake it. The number that C's handler writes here stays to be read.
-    """
-
-    def __init__(self) -> None:
-        self._open = threading.Lock()  # who rings must not write to a descriptor given anew
-        self._reader, self._writer = os.pipe()
-        os.set_blocking(self._writer, False)  # C's handler must never wait
-        self._previous = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        _bells.add(self)
-
-    def wait(self, timeout: float | None) -> None:
-        """Sleep until it rings, *timeout* seconds at most."""
-        if timeout is not None:
-            import select
-
-            poll = select.poll()
-            poll.register(self._reader, select.POLLIN)
-            if not poll.poll(timeout * 1000):
-                return
-        os.read(self._reader, 4096)
-
-    def ring(self) -> None:
-        """Wake the main thread; safe in any thread."""
-        with self._open:
-            try:
-                os.write(self._writer, b"\0")
-            except OSError:
-                pass  # full, so it rings already; closed, so nobody sleeps
-
-    def close(self) -> None:
-        """Give signals back to who was told of them before."""
-        if self in _bells:  # else we have been forked meanwhile
-            _bells.discard(self)
-            signal.set_wakeup_fd(self._previous)
-        with self._open:
-            writer, self._writer = self._writer, -1
-        os.close(self._reader)
-        os.close(writer)
 
 
 class Handler:
@@ -437,7 +287,7 @@ def shielded(function: "Function") -> "Function":
 
 def unwind() -> None:
     """Raise what a signal would have raised already, had it not come amid our code."""
-    if _unwinding and _in_main_thread() and not _amid_our_code(sys._getframe(2)):
+    if _unwinding and in_main_thread() and not _amid_our_code(sys._getframe(2)):
         signum = _unwinding[0]
         _unwinding.clear()
         if not isinstance(sys.exception(), SystemExit | KeyboardInterrupt):  # it is unwound by it
@@ -446,7 +296,7 @@ def unwind() -> None:
 
 def is_unwinding() -> bool:
     """Whether the main thread has reason to leave our code."""
-    return bool(_unwinding) and _in_main_thread()
+    return bool(_unwinding) and in_main_thread()
 
 
 def _amid_our_code(frame: "FrameType | None") -> bool:
@@ -516,7 +366,7 @@ def unwatch(engine: "Lifecycle", signum: int | None = None) -> None:
             )
             _watchers[number] = kept
         present = signal.getsignal(number)
-        if not kept and isinstance(present, Handler) and _in_main_thread():
+        if not kept and isinstance(present, Handler) and in_main_thread():
             _install(number, present.predecessor, present.predecessor)
 
 
@@ -528,17 +378,11 @@ def _install(signum: int, handler: "Any", original: "Any") -> None:
         signal.siginterrupt(signum, False)
 
 
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
-
-
 def after_fork() -> None:
     """In a forked child: what the parent owes and hears of is the parent's; stand aside."""
     global _changing  # noqa: PLW0603  # another thread of the parent may have held it
     _changing = threading.Lock()
-    if _bells:
-        signal.set_wakeup_fd(-1)
-        _bells.clear()
+    notes.after_fork()
     _watchers.clear()
     _owed.clear()
     _passing.clear()
