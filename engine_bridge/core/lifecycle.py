@@ -259,16 +259,9 @@ class Lifecycle(ObservedBus):
     async def _take_steps(self, transition: Transition, caller: Caller) -> None:
         transition.runner, transition.thread = caller, threading.get_ident()
         token = inside.set((transition, *inside.get()))
-        watch = Watch(
-            transition,
-            self._the_life,
-            self.slow_after,
-            self._shortest_limit(),
-            tell=self.tell,
-            take_over=self._take_over,
-        )
+        transition.watch = self._new_watch(transition)
         if any(self._listeners.get(channel) for channel in ("start", "stop", "exit", "drain")):
-            watch.start()
+            transition.watch.start()
         try:
             while transition.steps and self._is_run_by(transition, caller):
                 try:
@@ -279,9 +272,44 @@ class Lifecycle(ObservedBus):
                     self._interrupted(transition, exc)
         finally:
             inside.reset(token)
-            watch.stop()
+            transition.watch.stop()
         if self._is_run_by(transition, caller):
             self._finish(transition)
+
+    def alone(self, call: Callable[[], object]) -> None:
+        """
+        Call *call* amid a transition, with no thread of the engine's own beside it.
+
+        For a listener whose work holds for one thread and what that begets: what the kernel keeps
+        for each thread, and a fork by which the process gives its place to a child. There the
+        transition goes on as it is, if *call* returns; the parent must leave by itself.
+
+        Raises:
+            EngineError: Who asks does not run a transition, or does so no more.
+        """
+        transition = self._transition
+        if transition is None or transition.thread != threading.get_ident():
+            raise EngineError(_RUNS_NO_TRANSITION)
+        watch = transition.watch
+        watch.stop()
+        if watch.took_over:
+            raise EngineError(_RUNS_NO_TRANSITION)
+        try:
+            nets.carry_over(self, call)
+        finally:
+            self.pid, transition.thread = os.getpid(), threading.get_ident()
+            transition.watch = self._new_watch(transition)
+            transition.watch.start()
+
+    def _new_watch(self, transition: Transition) -> Watch:
+        return Watch(
+            transition,
+            self._the_life,
+            self.slow_after,
+            self._shortest_limit(),
+            tell=self.tell,
+            take_over=self._take_over,
+        )
 
     def _is_run_by(self, transition: Transition, caller: Caller) -> bool:
         """Whether *caller* still runs it: no watch took over, no fork made us another process."""
@@ -620,4 +648,5 @@ def raise_shared(error: BaseException | None) -> None:
 
 _NEVER = Flag()
 _PENDING = ("", "drain", "stop", "exit")
+_RUNS_NO_TRANSITION = "engine.alone(…) is for listeners of a transition, in the thread that runs it"
 _FROM_A_LISTENER = "a listener of the transition that runs now asked for it"

@@ -17,6 +17,7 @@ from .records import WARNING, Message, last_resort
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from .door import Gate
@@ -29,6 +30,7 @@ _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
 _gates: "weakref.WeakSet[Gate]" = weakref.WeakSet()
 _spread_in = 0  # the process that has its nets
 _ends_before_join_in = 0  # likewise, for the one that a script does not want
+_carried_over: "Lifecycle | None" = None  # whose process gives its place to a child
 
 
 def add(engine: "Engine") -> None:
@@ -201,9 +203,22 @@ def end_engines() -> None:
                     last_resort("the end of an engine")
 
 
+def carry_over(engine: "Lifecycle", fork: "Callable[[], object]") -> None:
+    """Call *fork*; what it forks takes this process's place, so *engine* is not reset there."""
+    global _carried_over  # noqa: PLW0603  # as above
+    _carried_over = engine
+    try:
+        fork()
+    finally:
+        _carried_over = None
+
+
 def _after_fork() -> None:
-    signals.after_fork()
+    if _carried_over is None:
+        signals.after_fork()
     for engine in engines():
+        if engine is _carried_over:
+            continue
         try:
             engine.after_fork()
         except Exception:

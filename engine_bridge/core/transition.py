@@ -46,6 +46,7 @@ class Transition:
         self.error: BaseException | None = None
         self.runner: Caller | None = None
         self.thread = 0
+        self.watch: Watch
         self.deadline = float("inf")
         self.budget = float("inf")
         self.setting = ""  # the parameter of Engine that set the budget
@@ -99,7 +100,7 @@ class Watch:
         self._slow_after = slow_after
         self._pause = pause  # no longer than the shortest limit: which one holds may change
         self._inside = inside.get()
-        self._took_over = False
+        self.took_over = False
         self._tell = tell
         self._take_over = take_over
         self._ended = threading.Event()
@@ -115,7 +116,7 @@ class Watch:
     def stop(self) -> None:
         """Watch no more."""
         self._ended.set()
-        if self._took_over:
+        if self.took_over:
             return  # it may be stuck by now, as we were
         if self._thread.ident and self._thread is not threading.current_thread():
             self._thread.join()
@@ -132,7 +133,7 @@ class Watch:
                 self._report(listener, left_behind=False)
             if self._life().running is None and now >= transition.last_moment(self._slow_after):
                 self._report(listener, left_behind=True)
-                self._took_over = True
+                self.took_over = True
                 self._take_over(transition)
                 return
 

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from processes import run_script
 
+from engine_bridge import Engine, EngineError
+
 HEAD = """
 import json, multiprocessing, os, sys, threading
 from engine_bridge import Engine, State
@@ -340,3 +342,88 @@ in_child(child)
     assert told.one("child", "grandchild") == "STOPPED"
     assert told.ran("child") == LIFE
     assert told.ran("parent") == []
+
+
+# A fork that takes the process's place: `Engine.alone`
+
+MOVES = """
+from engine_bridge import ChannelFailures, EngineError
+
+def move():
+    global PARENT
+    tell(alone=[thread.name for thread in threading.enumerate()])
+    pid = os.fork()
+    if pid:
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    PARENT = os.getpid()  # in its place
+
+engine.subscribe("start", lambda: engine.alone(move), 10)
+"""
+
+
+def test_a_start_goes_on_in_a_child_that_takes_the_process_s_place() -> None:
+    """The child completes the start, has its own watch, hears signals, and ends its life once."""
+    told = Told(
+        "import signal\n"
+        "from engine_bridge.plugins import SignalHandler\n"
+        "SignalHandler(engine).subscribe()\n"
+        "other = Engine()\n"
+        "other.subscribe('fork', lambda: tell(fork='other'))\n"
+        f"{MOVES}\n"
+        "engine.subscribe('fork', lambda: tell(fork='this'))\n"
+        "threads = lambda: [thread.name for thread in threading.enumerate()]\n"
+        "engine.subscribe('start', lambda: tell(threads=threads()), 11)\n"
+        "engine.start()\n"
+        "tell(state=engine.state.name, pid=engine.pid == os.getpid())\n"
+        "heard = threading.Event()\n"
+        "engine.subscribe('graceful', heard.set)\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "tell(heard=heard.wait(LIMIT))\n"
+    )
+    assert told.ran("parent") == LIFE
+    assert told.one("parent", "alone") == ["MainThread"]
+    assert told.one("parent", "threads") == ["MainThread", "engine watch"]
+    assert told.one("parent", "state") == "STARTED"
+    assert told.one("parent", "pid") is True
+    assert told.one("parent", "heard") is True
+    [fact] = [each for each in told.facts if "fork" in each]
+    assert fact == {"who": "child", "fork": "other"}, told.facts  # before PARENT was changed
+
+
+def test_limits_hold_in_a_child_that_takes_the_process_s_place() -> None:
+    """A listener that hangs there is left behind once the budget of the start is spent."""
+    told = Told(
+        f"{MOVES}\n"
+        "engine.start_timeout = 0.1\n"
+        "hung = threading.Event()\n"
+        "engine.subscribe('start', lambda: hung.wait(10), 11)\n"
+        "engine.subscribe('stop', hung.set)\n"
+        "try:\n"
+        "    engine.start()\n"
+        "except ChannelFailures as exc:\n"
+        "    tell(raised=type(exc.exceptions[0]).__name__)\n"
+    )
+    assert told.one("parent", "raised") == "TransitionTimeout"
+
+
+def test_alone_is_for_listeners_of_a_transition() -> None:
+    """Elsewhere there is no transition to go on with, and a sentence."""
+    engine = Engine()
+    with pytest.raises(EngineError, match="is for listeners of a transition"):
+        engine.alone(lambda: None)
+
+
+def test_alone_is_too_late_once_the_listener_has_been_left_behind() -> None:
+    """A listener that comes back when its transition is another thread's forks nothing."""
+    told = Told(
+        f"{MOVES}\n"
+        "engine.start_timeout = 0.1\n"
+        "rolled_back = threading.Event()\n"
+        "engine.subscribe('stop', rolled_back.set)\n"
+        "engine.subscribe('start', lambda: (rolled_back.wait(10), engine.alone(os.abort)), 9)\n"
+        "try:\n"
+        "    engine.start()\n"
+        "except ChannelFailures as exc:\n"
+        "    tell(raised=type(exc.exceptions[0]).__name__)\n"
+    )
+    assert told.one("parent", "raised") == "TransitionTimeout"
