@@ -95,12 +95,8 @@ def prepare_exec() -> Callable[[], None]:
         RestartRefused: The command line cannot be run again.
     """
     argv = _command_line()
-    if not os.path.isdir(STARTUP_CWD):
-        raise RestartRefused(
-            f"the directory in which this process began, {STARTUP_CWD}, is gone; "
-            "restart it from outside"
-        )
-    return partial(_exec, argv, _inherited_sockets())
+    _check_directory()
+    return partial(_exec, argv, inherited_sockets())
 
 
 def _command_line() -> list[str]:
@@ -136,7 +132,23 @@ def _check_program(main: object) -> None:
         raise RestartRefused(f"{path} does not compile, line {exc.lineno or 1}: {exc.msg}") from exc
 
 
-def _inherited_sockets() -> list[int]:
+def _check_directory() -> None:
+    """Refuse a directory to which this process cannot go back."""
+    try:
+        os.stat(os.path.join(STARTUP_CWD, "."))
+    except PermissionError as exc:  # privileges were dropped since
+        raise RestartRefused(
+            f"the directory in which this process began, {STARTUP_CWD}, is closed to "
+            f"user {os.geteuid()}, who it is now; restart it from outside, and begin in another"
+        ) from exc
+    except OSError as exc:
+        raise RestartRefused(
+            f"the directory in which this process began, {STARTUP_CWD}, is gone; "
+            "restart it from outside"
+        ) from exc
+
+
+def inherited_sockets() -> list[int]:
     """
     Return the descriptors that a service manager handed in.
 

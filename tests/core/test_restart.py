@@ -325,6 +325,33 @@ def test_a_program_from_standard_input_is_refused(words: list[str], tmp_path: Pa
     )
 
 
+def test_a_directory_that_is_closed_by_now_is_refused(tmp_path: Path) -> None:
+    """A user who may not go back to where the program began, as with rights dropped, is told."""
+    body = """
+    import os, sys
+    from engine_bridge import engine
+    from engine_bridge.core.errors import RestartRefused
+    engine.start()
+    os.chmod(".", 0o600)
+    sys.executable = "/bin/sh"  # this one may be closed to others as well
+    if os.geteuid() == 0:
+        os.setresuid(65534, 65534, 65534)
+    try:
+        engine.restart()
+    except RestartRefused as exc:
+        print(engine.state, exc, os.geteuid(), flush=True)
+    """
+    words = [sys.executable, "-c", textwrap.dedent(body)]
+    with start_process(words, cwd=tmp_path) as process:
+        assert process.wait_exit() == 0
+    state, *said, user = process.output().split()
+    assert state == "STARTED"
+    assert " ".join(said) == (
+        f"the directory in which this process began, {tmp_path}, is closed to user {user}, "
+        "who it is now; restart it from outside, and begin in another"
+    )
+
+
 @pytest.mark.parametrize("words", [["program.py"], ["-m", "package"], ["package"]])
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
@@ -434,7 +461,7 @@ def test_only_sockets_that_are_ours_are_kept(
     """LISTEN_FDS counts where LISTEN_PID names this process; nonsense is no reason to fail."""
     monkeypatch.setenv("LISTEN_PID", str(os.getpid()) if pid == "own" else pid)
     monkeypatch.setenv("LISTEN_FDS", count)
-    assert host._inherited_sockets() == sockets
+    assert host.inherited_sockets() == sockets
 
 
 def test_a_host_names_the_process_to_signal() -> None:
