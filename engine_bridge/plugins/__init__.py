@@ -1,8 +1,9 @@
 """What an engine can do, one plugin a file."""
 
 from .base import Plugin
+from .daemonize import Daemonizer
 from .log import Log
 from .pidfile import PIDFile
 from .signals import SignalHandler
 
-__all__ = ["Log", "PIDFile", "Plugin", "SignalHandler"]
+__all__ = ["Daemonizer", "Log", "PIDFile", "Plugin", "SignalHandler"]

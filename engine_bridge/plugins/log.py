@@ -22,7 +22,7 @@ from typing import IO
 from engine_bridge.core.engine import Engine
 from engine_bridge.core.errors import EngineError
 from engine_bridge.core.records import INFO, Message, Record, RecordText, last_resort, to_logging
-from engine_bridge.plugins.base import Plugin, absolute
+from engine_bridge.plugins.base import Plugin, absolute, hand_over
 
 PLAIN = "%(asctime)s %(process)d %(levelname)s %(message)s"
 JSON = "%(message)s"  # the message is the whole object
@@ -52,7 +52,7 @@ class Log(Plugin):
         EngineError: An argument is not what it should be.
     """
 
-    channels = ("log", "graceful")
+    channels = ("log", "graceful", "hand_over")
 
     def __init__(
         self,
@@ -118,6 +118,12 @@ class Log(Plugin):
                     "lines still go to the renamed one",
                     logging.ERROR,
                 )
+
+    def hand_over(self, uid: int, gid: int) -> None:
+        """Give its own file to the user that this process becomes; `logging`'s it does not own."""
+        own = self._own
+        if isinstance(own, LogFile) and own.stream is not None:
+            hand_over(self.engine, own.stream.fileno(), own.baseFilename, uid, gid)
 
     def _read(self, record: Record) -> None:
         """Hand *record* on; what is said meanwhile in this thread was said by a handler."""

@@ -38,7 +38,7 @@ from time import monotonic, sleep
 
 from engine_bridge.core.engine import Engine
 from engine_bridge.core.errors import EngineError
-from engine_bridge.plugins.base import Plugin, absolute
+from engine_bridge.plugins.base import Plugin, absolute, hand_over
 
 try:
     import fcntl
@@ -81,7 +81,7 @@ class PIDFile(Plugin):
         EngineError: *pidfile* is not a path.
     """
 
-    channels = ("start", "exit", "fork", "main_start", "main_exit")
+    channels = ("start", "exit", "fork", "main_start", "main_exit", "hand_over")
 
     def __init__(self, engine: Engine, pidfile: "str | os.PathLike[str]") -> None:
         super().__init__(engine)
@@ -146,6 +146,11 @@ class PIDFile(Plugin):
         self._file.close()
         self._file = None
 
+    def hand_over(self, uid: int, gid: int) -> None:
+        """Give the file to the user that this process becomes, who may then open it again."""
+        if self._file is not None and not self._file.shared:
+            hand_over(self.engine, self._file.descriptor, self.pidfile, uid, gid)
+
     def main_start(self) -> None:
         """In the main process, with the application preloaded: hold the file for all workers."""
         self.start()
@@ -169,8 +174,8 @@ class HeldFile:
         self.pid = pid
         self.shared = pid != os.getpid()
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._fd = os.open(path, flags, 0o644)
-        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+        self.descriptor = os.open(path, flags, 0o644)
+        if not stat.S_ISREG(os.fstat(self.descriptor).st_mode):
             self.close()
             raise PIDFileError(path, "there is something that is no file", "name another path")
 
@@ -193,7 +198,7 @@ class HeldFile:
 
     def close(self) -> None:
         """Close the descriptor; with the last copy of it the lock goes."""
-        os.close(self._fd)
+        os.close(self.descriptor)
 
     def is_in_place(self) -> bool:
         """Return whether the path still names this file."""
@@ -203,26 +208,26 @@ class HeldFile:
             return True  # rights were dropped since; who takes a file's place must first unlock it
         except (FileNotFoundError, NotADirectoryError):
             return False
-        return os.path.samestat(os.fstat(self._fd), there)
+        return os.path.samestat(os.fstat(self.descriptor), there)
 
     def read(self) -> int:
         """Return the process that the file names; 0 for anything else."""
-        text = os.pread(self._fd, 32, 0).strip()
+        text = os.pread(self.descriptor, 32, 0).strip()
         pid = int(text) if text.isdigit() else 0
         return pid if pid <= MAX_PID else 0
 
     def _lock(self, kind: int) -> bool:
         """Lock the file, or change its lock; if that fails there is no lock any more."""
         try:
-            fcntl.flock(self._fd, kind | fcntl.LOCK_NB)
+            fcntl.flock(self.descriptor, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         return True
 
     def _write(self) -> None:
         text = b"%d\n" % self.pid
-        os.ftruncate(self._fd, 0)
-        if os.pwrite(self._fd, text, 0) != len(text):
+        os.ftruncate(self.descriptor, 0)
+        if os.pwrite(self.descriptor, text, 0) != len(text):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _remove(self) -> None:
@@ -231,7 +236,7 @@ class HeldFile:
             if self.is_in_place():
                 os.unlink(self.path)
         except OSError:
-            os.ftruncate(self._fd, 0)
+            os.ftruncate(self.descriptor, 0)
 
 
 def take(path: str, pid: int) -> HeldFile | None:

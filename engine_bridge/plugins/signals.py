@@ -42,6 +42,8 @@ class SignalHandler(Plugin):
         EngineError: A name in `handlers` is not a signal's.
     """
 
+    channels = (*Plugin.channels, "detached")
+
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         self.handlers: dict[str, Callable[[], Any] | None] = {
@@ -87,6 +89,15 @@ class SignalHandler(Plugin):
             signals.watch(self.engine, signum, claim)
 
     start.priority = 1  # type: ignore[attr-defined]  # a signal during the start is heard
+
+    def detached(self) -> None:
+        """Be told that this process has left its terminal: SIGHUP means restart from now on."""
+        self._tty = False
+        for name, listener in self.handlers.items():
+            signum = number_of(name)
+            if listener == self.handle_SIGHUP and signum in self._claims:
+                self._claims[signum] = signals.DECIDES
+                signals.watch(self.engine, signum, signals.DECIDES)
 
     def _leaves(self, listener: "Callable[[], Any]") -> bool:
         """Whether *listener* makes a script end, so that its main thread must leave as well."""
