@@ -13,6 +13,8 @@ This file is what users and adapters call; `lifecycle.py` has the transitions.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterable
+from math import inf
+from time import monotonic
 
 from . import nets, signals
 from .aio import whereabouts
@@ -103,6 +105,14 @@ class Engine(Lifecycle):
         """The thread that runs a transition."""
         transition = self._transition
         return transition.thread if transition is not None else None
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until the listener that runs now is left behind; infinite if none runs."""
+        transition = self._transition
+        if transition is None or transition.listener is None:
+            return inf
+        return max(transition.last_moment(self.slow_after) - monotonic(), 0.0)
 
     @property
     def door(self) -> str:

@@ -31,7 +31,7 @@ from .observed import ObservedBus
 from .records import DrainExpired, Draining, ListenerFinished, ListenerSlow, StateChanged
 from .requests import Requests
 from .states import TRANSITIONS, State
-from .transition import Abandoned, Transition, Watch, inside
+from .transition import Abandoned, Transition, Watch, before_waiting, inside
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -136,6 +136,7 @@ class Lifecycle(ObservedBus):
                 await self._run(transition, caller)
                 return True
             self.requests.excuse_current()
+            before_waiting.get()(self)
             await caller.wait(transition.done)
             if transition.kind == kind or (kind, transition.kind) == ("stop", "exit"):
                 raise_shared(transition.error)
@@ -148,6 +149,7 @@ class Lifecycle(ObservedBus):
         if life is None or not life.announced or self._transition is not None:
             return
         limit = self.drain_delay + self.drain_timeout + self.stop_timeout
+        before_waiting.get()(self)
         if not await caller.wait(life.over, limit):
             raise TransitionError(
                 f"{self._state} (draining)",

@@ -83,7 +83,7 @@ class ObservedBus(Bus):
             error: Exception | None = None
             try:
                 if listener.is_async:
-                    results.append(self._result_of(partial(listener.call, *args, **kwargs)))
+                    results.append(self.result_of(partial(listener.call, *args, **kwargs)))
                 else:
                     results.append(listener.call(*args, **kwargs))
             except Exception as exc:
@@ -94,7 +94,16 @@ class ObservedBus(Bus):
             raise failed(channel, failures)
         return results
 
-    def _result_of(self, call: "Callable[[], Any]") -> "Any":
+    def result_of(self, call: "Callable[[], Any]") -> "Any":
+        """
+        Return what the async *call* returns, run where async listeners run; block until it has.
+
+        Raises:
+            WouldDeadlock: This thread runs the loop that it would wait for.
+        """
+        loop = self._the_life().usable_loop()
+        if loop is not None and loop is running_loop():
+            raise WouldDeadlock("engine.result_of(…)", "the call itself")
         while True:
             try:
                 return self._the_life().result_of(call)

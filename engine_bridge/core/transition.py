@@ -13,6 +13,8 @@ from .records import ListenerSlow, Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from .aio import Caller
     from .life import Life
 
@@ -21,6 +23,17 @@ if TYPE_CHECKING:
 # The transitions that the code which runs now belongs to: those of its own engine, and of engines
 # whose listeners called that one.
 inside: ContextVar[tuple["Transition", ...]] = ContextVar("inside", default=())
+
+
+def _let_it_wait(engine: object) -> None:
+    """Nobody waits for the code that runs now."""
+
+
+# What to call, with the engine, before the code that runs now waits for a transition of somebody
+# else: that one may be waiting for this code, as a stop does for a periodic task.
+before_waiting: "ContextVar[Callable[[Any], object]]" = ContextVar(
+    "before_waiting", default=_let_it_wait
+)
 
 
 class Abandoned(Exception):

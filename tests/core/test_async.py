@@ -250,6 +250,27 @@ def test_sync_verbs_on_the_engines_own_loop_say_what_to_await(verb: str) -> None
     engine.exit()
 
 
+def test_result_of_an_async_call_is_had_from_any_thread_but_the_loops() -> None:
+    """A thread gets what the call returns on the engine's loop; that loop's thread is refused."""
+    engine = Engine()
+
+    async def which() -> object:
+        return asyncio.get_running_loop()
+
+    async def main() -> None:
+        await engine.start_async()
+        found = await asyncio.to_thread(engine.result_of, which)
+        assert found is asyncio.get_running_loop()
+        with pytest.raises(WouldDeadlock, match=r"engine\.result_of"):
+            engine.result_of(which)
+        await engine.exit_async()
+
+    asyncio.run(main())
+    engine.start()
+    assert engine.result_of(which) is engine.result_of(which)
+    engine.exit()
+
+
 def test_async_exit_on_the_engines_own_loop_completes(notes: list[str]) -> None:
     """The exit that an async listener awaits on the engine's loop ends with all listeners run."""
     engine = Engine()

@@ -14,6 +14,7 @@ from actors import LIMIT, Call, Part, at_once, flatten, names, within
 
 from engine_bridge import ChannelFailures, Engine, StartAborted, State, TransitionError
 from engine_bridge.core.records import Record, StateChanged
+from engine_bridge.core.transition import before_waiting
 
 ALL = ("start", "drain", "stop", "exit")
 
@@ -197,6 +198,42 @@ def test_exit_during_the_last_start_listener_never_shows_started() -> None:
     within(engine.exit)
     assert isinstance(call.end().error, StartAborted)
     assert states == ["STARTING", "STOPPING", "STOPPED", "EXITING"]
+
+
+def test_who_comes_to_wait_for_a_transition_says_so_before() -> None:
+    """A thread about to wait for another's exit tells, so that the exit need not wait for it."""
+    engine, told = Engine(), threading.Event()
+    engine.start()
+
+    def helper() -> None:
+        before_waiting.set(lambda who: told.set() if who is engine else None)
+        engine.exit()
+
+    @engine.subscribe("stop")
+    def wait_for_helper() -> None:
+        calls.append(Call(helper))
+        assert told.wait(LIMIT)
+
+    calls: list[Call] = []
+    within(engine.exit)
+    assert calls[0].end().error is None
+
+
+def test_start_that_waits_for_an_announced_stop_says_so_before() -> None:
+    """So does a thread whose start waits for the stop that must follow a drain."""
+    engine, told = Engine(), threading.Event()
+    engine.start()
+    engine.drain()
+
+    def helper() -> None:
+        before_waiting.set(lambda who: told.set() if who is engine else None)
+        engine.start()
+
+    call = Call(helper)
+    assert told.wait(LIMIT)
+    engine.stop()
+    assert call.end().error is None
+    engine.exit()
 
 
 def test_async_start_listener_is_cancelled_by_an_exit(notes: list[str]) -> None:
