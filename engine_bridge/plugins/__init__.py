@@ -1,10 +1,21 @@
 """What an engine can do, one plugin a file."""
 
+from .background import BackgroundTask
 from .base import Plugin
 from .daemonize import Daemonizer
 from .log import Log
+from .monitor import Monitor
 from .pidfile import PIDFile
 from .privileges import DropPrivileges
 from .signals import SignalHandler
 
-__all__ = ["Daemonizer", "DropPrivileges", "Log", "PIDFile", "Plugin", "SignalHandler"]
+__all__ = [
+    "BackgroundTask",
+    "Daemonizer",
+    "DropPrivileges",
+    "Log",
+    "Monitor",
+    "PIDFile",
+    "Plugin",
+    "SignalHandler",
+]
