@@ -8,6 +8,7 @@ from .monitor import Monitor
 from .pidfile import PIDFile
 from .privileges import DropPrivileges
 from .signals import SignalHandler
+from .threads import ThreadManager
 
 __all__ = [
     "BackgroundTask",
@@ -18,4 +19,5 @@ __all__ = [
     "PIDFile",
     "Plugin",
     "SignalHandler",
+    "ThreadManager",
 ]
