@@ -3,6 +3,7 @@
 from .background import BackgroundTask
 from .base import Plugin
 from .daemonize import Daemonizer
+from .health import Health
 from .log import Log
 from .monitor import Monitor
 from .pidfile import PIDFile
@@ -14,6 +15,7 @@ __all__ = [
     "BackgroundTask",
     "Daemonizer",
     "DropPrivileges",
+    "Health",
     "Log",
     "Monitor",
     "PIDFile",
