@@ -23,8 +23,8 @@ from typing import NamedTuple
 from engine_bridge import engine as default_engine
 from engine_bridge.core.bus import describe, is_async
 from engine_bridge.core.engine import Engine
-from engine_bridge.core.errors import ChannelFailures, EngineError
-from engine_bridge.core.flag import Flag
+from engine_bridge.core.errors import EngineError
+from engine_bridge.core.flag import Flag, call_soon
 from engine_bridge.core.records import ERROR, INFO, WARNING, Message, Record
 from engine_bridge.core.transition import before_waiting
 from engine_bridge.plugins import arguments
@@ -254,7 +254,8 @@ class BackgroundTask:
             self.engine.subscribe("fork", self._after_fork)
             try:
                 self._thread.start()
-            except BaseException:
+            except BaseException:  # no thread is to be had
+                self.engine.unsubscribe("fork", self._after_fork)
                 self._thread = None
                 self._free.set()
                 raise
@@ -391,9 +392,9 @@ class BackgroundTask:
         task = asyncio.current_task()
         assert task is not None  # `result_of` makes one
         with self._changed:
-            if self._cancelled and result is None:
-                return None
             self._async_run = (asyncio.get_running_loop(), task)
+            if self._cancelled:  # in the meantime: nobody else tells this task
+                task.cancel()
         try:
             await (self.function(*self.args, **self.kwargs) if result is None else result)
         except asyncio.CancelledError:
@@ -407,10 +408,7 @@ class BackgroundTask:
     def _cancel_async_run(self) -> None:
         if self._async_run is not None:
             loop, task = self._async_run
-            try:
-                loop.call_soon_threadsafe(task.cancel)
-            except RuntimeError:
-                pass  # the loop is closed, and the run over
+            call_soon(loop, task.cancel)
 
     def _be_waited_for(self, engine: object) -> None:
         """Tell a stop that it need not wait for us: the function waits for that very stop."""
@@ -454,7 +452,7 @@ class BackgroundTask:
         def leave() -> None:
             try:
                 self.engine.exit()
-            except ChannelFailures:
+            except EngineError:
                 pass  # each failure is in the log, and `block` raises them
             if isinstance(error, SystemExit):
                 raise SystemExit(error.code)

@@ -81,11 +81,11 @@ class ThreadManager(Plugin):
         """
         crew, self._crew = self._crew, Crew()
         failures: list[Exception] = []
-        while crew.started:
+        while True:
             try:
                 number, _ = crew.started.popitem()
             except KeyError:
-                break  # the last one has just ended
+                break  # none is left, for others end meanwhile
             try:
                 self.engine.publish("stop_thread", number)
             except ChannelFailures as exc:

@@ -359,6 +359,16 @@ def test_lock_that_others_could_hold_is_refused_at_the_start(
     engine.exit()
 
 
+def test_lock_needs_a_place_and_flock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where /tmp is missing, or the system has no such locks, a sentence says so."""
+    monkeypatch.setattr(hostlock, "COMMON", str(tmp_path / "missing"))
+    with pytest.raises(EngineError, match=r"missing: No such file.*name a file that this user"):
+        HostLock("task").claim()
+    monkeypatch.setattr(hostlock, "fcntl", None)
+    with pytest.raises(EngineError, match="needs flock"):
+        HostLock("task")
+
+
 def test_lock_whose_file_cannot_be_had_later_fails_the_run(tmp_path: Path) -> None:
     """What happens to the file after the start is a failure of the task: told, and tried again."""
     folder = tmp_path / "run"

@@ -369,7 +369,8 @@ def test_monitor_survives_failures_with_back_off(
     assert [record.failures for record in failed] == [1, 2, 3]
     for record, wait in zip(failed, (0.1, 0.2, 0.15), strict=True):
         assert min(wait, 0.15) - 0.05 < record.retry_in <= min(wait, 0.15)
-    assert [record.failures for record in of_kind(records, TaskRecovered)] == [3]
+    [recovered] = of_kind(records, TaskRecovered)
+    assert recovered.message() == "flaky succeeded again, after 3 failures"
     logged = [entry for entry in caplog.records if entry.levelno == logging.ERROR]
     assert [entry.exc_info is not None for entry in logged] == [True] * 3
     assert "flaky failed, 2 times in a row; next try in 0 s: ValueError: two" in caplog.text
@@ -900,6 +901,72 @@ def test_background_task_runs_without_a_start_of_the_engine(engine: Engine) -> N
         assert calls[0] == ((1, 2), {"three": 3})
     assert engine.state is State.STOPPED
     assert not engine._listeners.get("fork")
+
+
+def test_background_task_awaits_without_a_start_of_the_engine(engine: Engine) -> None:
+    """An async function gets the engine's loop, which ends with the engine's exit."""
+    notes: list[str] = []
+
+    async def function() -> None:
+        notes.append("called")
+        try:
+            await asyncio.sleep(NEVER)
+        except asyncio.CancelledError:
+            notes.append("cancelled")
+            raise
+
+    task = BackgroundTask(OFTEN, function, engine=engine)
+    task.start()
+    wait_until(lambda: notes)
+    task.cancel()
+    assert task.join(LIMIT)
+    assert notes == ["called", "cancelled"]
+    engine.exit()
+
+
+def test_background_task_cancelled_before_its_loop_comes_to_it_is_cancelled(
+    engine: Engine,
+) -> None:
+    """A run whose loop was busy when the cancellation came does not wait for its end."""
+    notes: list[str] = []
+
+    async def callback() -> None:
+        notes.append("called")
+        await asyncio.sleep(NEVER)
+
+    async def main() -> None:
+        await engine.start_async()
+        task = BackgroundTask(NEVER, callback, engine=engine, run_at_start=True)
+        task.start()
+        wait_until(lambda: task.status.running_for is not None)  # and the loop does nothing else
+        wait_until(lambda: asyncio.get_running_loop()._ready)  # type: ignore[attr-defined]  # private: what it is given
+        task.cancel()
+        assert await task.join_async(LIMIT)
+        await engine.exit_async()
+
+    within(lambda: asyncio.run(main()))
+    assert notes == ["called"]
+
+
+def test_background_task_without_a_thread_fails_its_start(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the system gives no thread the start says so, and the next one may succeed."""
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    task = BackgroundTask(OFTEN, list, engine=engine)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(RuntimeError):
+            task.start()
+    assert task.join(0)
+    assert not engine._listeners["fork"]
+    task.start()
+    wait_until(lambda: task.status.runs)
+    task.cancel()
+    assert task.join(LIMIT)
 
 
 def test_background_task_names_itself_after_its_function(engine: Engine) -> None:
