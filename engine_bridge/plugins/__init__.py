@@ -1,5 +1,6 @@
 """What an engine can do, one plugin a file."""
 
+from .autoreload import Autoreloader
 from .background import BackgroundTask
 from .base import Plugin
 from .daemonize import Daemonizer
@@ -12,6 +13,7 @@ from .signals import SignalHandler
 from .threads import ThreadManager
 
 __all__ = [
+    "Autoreloader",
     "BackgroundTask",
     "Daemonizer",
     "DropPrivileges",
