@@ -13,8 +13,6 @@ This file is what users and adapters call; `lifecycle.py` has the transitions.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterable
-from math import inf
-from time import monotonic
 
 from . import nets, signals
 from .aio import whereabouts
@@ -29,9 +27,12 @@ from .states import State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import asyncio
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
     from typing import Any, TypeVar
+
+    from .transition import Progress
 
     T = TypeVar("T")
     Function = TypeVar("Function", bound=Callable[..., Any])
@@ -107,12 +108,31 @@ class Engine(Lifecycle):
         return transition.thread if transition is not None else None
 
     @property
-    def seconds_left(self) -> float:
-        """Seconds until the listener that runs now is left behind; infinite if none runs."""
+    def progress(self) -> "Progress | None":
+        """What the transition that runs is doing; None if none runs."""
         transition = self._transition
-        if transition is None or transition.listener is None:
-            return inf
-        return max(transition.last_moment(self.slow_after) - monotonic(), 0.0)
+        if transition is None:
+            return None
+        return transition.progress(self.slow_after, self.drain_delay)
+
+    @property
+    def restarting(self) -> bool:
+        """Whether a new process is to follow the exit that is under way, or has just ended."""
+        return self._restart is not None and not self.notes.times_told
+
+    @property
+    def loop(self) -> "asyncio.AbstractEventLoop | None":
+        """The event loop on which async listeners run; None while there is none that runs."""
+        life = self._life
+        return life.usable_loop() if life is not None else None
+
+    def answers(self, limit: float) -> bool:
+        """Return whether the engine's lock can be had within *limit* seconds: nobody sits on it."""
+        changed = self._changed
+        if not changed.acquire(timeout=limit):
+            return False
+        changed.release()
+        return True
 
     @property
     def door(self) -> str:

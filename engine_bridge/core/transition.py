@@ -82,6 +82,15 @@ class Transition:
         """Return when the present listener must have returned; a late one has *slow_after*."""
         return max(self.deadline, self.since + min(slow_after, self.budget or slow_after))
 
+    def progress(self, slow_after: float, drain_delay: float) -> "Progress":
+        """Return what is done at this moment, and until when it may take."""
+        now, listener = monotonic(), self.listener
+        if listener is not None:
+            seconds, ends = now - self.since, self.last_moment(slow_after)
+        else:  # a drain may wait for the delay as well
+            seconds, ends = 0.0, self.deadline + drain_delay * (self.setting == "drain_timeout")
+        return Progress(self.kind, listener.name if listener else "", seconds, ends - now)
+
     def outcome(self) -> BaseException | None:
         """Return what whoever asked for this transition gets to see, if anything failed."""
         if self.interrupt is not None:
@@ -93,6 +102,26 @@ class Transition:
         return ChannelFailures(
             f"{self.kind} failed: {type(first).__name__}: {first}{more}", self.failures
         )
+
+
+class Progress:
+    """
+    What a transition does at this moment.
+
+    Attributes:
+        kind: `start`, `drain`, `stop` or `exit`.
+        listener: The listener that runs; empty if none does.
+        seconds: For how long it has been running.
+        left: Seconds until its limit, or that of a drain; less than 0 past it.
+    """
+
+    __slots__ = ("kind", "left", "listener", "seconds")
+
+    def __init__(self, kind: str, listener: str, seconds: float, left: float) -> None:
+        self.kind = kind
+        self.listener = listener
+        self.seconds = seconds
+        self.left = left
 
 
 class Watch:
