@@ -10,6 +10,7 @@ from .monitor import Monitor
 from .pidfile import PIDFile
 from .privileges import DropPrivileges
 from .signals import SignalHandler
+from .systemd import Systemd
 from .threads import ThreadManager
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "PIDFile",
     "Plugin",
     "SignalHandler",
+    "Systemd",
     "ThreadManager",
 ]
