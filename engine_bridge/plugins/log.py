@@ -115,7 +115,7 @@ class Log(Plugin):
             except OSError as exc:
                 self.engine.log(
                     f"cannot open the log file {handler.baseFilename} anew: {exc.strerror}; "
-                    "lines still go to the renamed one",
+                    "lines still go to the one that is open",
                     logging.ERROR,
                 )
 

@@ -3,15 +3,18 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from mounts import run_on_mount
 from processes import run_script, start_script
 
 from engine_bridge import ChannelFailures, Engine, EngineError
@@ -605,6 +608,163 @@ def test_log_bears_a_closed_stderr(how: str, how_it_logs: str) -> None:
     """
     done = run_script(script)
     assert (done.returncode, done.stdout) == (0, "EXITING\n")
+
+
+ON_MOUNT = """
+import os
+from engine_bridge import EngineError, engine
+from engine_bridge.plugins import Log
+
+def lines():
+    with open("app.log") as file:
+        return [line.rpartition(" ")[2].strip() for line in file]
+"""
+
+
+def test_log_survives_a_disk_that_fills_and_empties(tmp_path: Path) -> None:
+    """What finds no room is said once and breaks no transition; with room again it goes on."""
+    script = """
+    with open("filler", "wb") as file:
+        file.write(b"x" * 4096)
+    plugin = Log(engine, file="app.log")
+    plugin.subscribe()
+    engine.subscribe("start", lambda: engine.log("x" * 5000))
+    engine.start()
+    engine.stop()
+    print(engine.state)
+    os.unlink("filler")
+    os.truncate("app.log", 0)
+    engine.exit()
+    print(engine.state, lines()[-1])
+    plugin.unsubscribe()
+    """
+    process = run_on_mount(tmp_path, "size=8192", ON_MOUNT + textwrap.dedent(script))
+    assert process.output() == "STOPPED\nEXITING EXITING\n"
+    assert process.errors().count("engine_bridge: the log") == 1
+    assert process.errors().count(os.strerror(errno.ENOSPC)) == 1
+
+
+def test_log_that_cannot_be_closed_for_want_of_room_is_closed(tmp_path: Path) -> None:
+    """A file whose last lines find no room is given up without an error."""
+    script = """
+    with open("filler", "wb") as file:
+        file.write(b"x" * 4096)
+    plugin = Log(engine, file="app.log")
+    plugin.subscribe()
+    before = len(os.listdir("/proc/self/fd"))
+    engine.log("x" * 5000)
+    plugin.unsubscribe()
+    print(before - len(os.listdir("/proc/self/fd")))
+    """
+    process = run_on_mount(tmp_path, "size=8192", ON_MOUNT + textwrap.dedent(script))
+    assert process.output() == "1\n"
+    assert process.errors().count("Traceback") == 1
+
+
+def test_log_says_that_the_file_system_is_read_only(tmp_path: Path) -> None:
+    """At subscribe, in a sentence; the engine is as it was."""
+    script = """
+    try:
+        Log(engine, file="app.log").subscribe()
+    except EngineError as exc:
+        print(exc)
+    engine.start()
+    """
+    process = run_on_mount(tmp_path, "ro", ON_MOUNT + textwrap.dedent(script))
+    said = f"cannot open the log file {tmp_path}/app.log: Read-only file system; "
+    assert process.output().startswith(said)
+    assert process.errors() == ""
+
+
+@pytest.mark.parametrize("how", ["create", "nocreate", "copytruncate"])
+def test_log_loses_no_line_to_logrotate(tmp_path: Path, how: str) -> None:
+    """By rename or by copy and truncate, with SIGUSR1 afterwards: each line is there once."""
+    path = tmp_path / "app.log"
+    with start_script(SERVICE, path) as process:
+        process.wait_line("^up$")
+        for number in (1, 2):
+            rotate(path, how, process.pid)
+            process.wait_line("^graceful$", number)
+        process.signal(signal.SIGTERM)
+        assert process.wait_exit() == 0
+    files = [path.with_name("app.log.2"), path.with_name("app.log.1"), path]
+    text = "".join(each.read_text() for each in files)
+    assert "\0" not in text, "a hole: written behind the end of a truncated file"
+    said = re.findall("Caught [A-Z1]+|Engine [A-Z]+", text)
+    assert said == [
+        "Engine STARTING",
+        "Engine STARTED",
+        "Caught SIGUSR1",
+        "Caught SIGUSR1",
+        "Caught SIGTERM",
+        "Engine STOPPING",
+        "Engine STOPPED",
+        "Engine EXITING",
+    ]
+
+
+def rotate(path: Path, how: str, pid: int) -> None:
+    """Do what logrotate(8) does with *path*, and tell process *pid*."""
+    second, first = path.with_name("app.log.2"), path.with_name("app.log.1")
+    if first.exists():
+        first.rename(second)
+    if how == "copytruncate":
+        shutil.copy(path, first)
+        os.truncate(path, 0)
+    else:
+        path.rename(first)
+        if how == "create":
+            path.touch(0o640)
+    os.kill(pid, signal.SIGUSR1)
+
+
+def test_log_comes_back_when_its_directory_does(engine: Engine, tmp_path: Path) -> None:
+    """With the directory removed lines go to the file that is open, then to a new one."""
+    folder = tmp_path / "log"
+    folder.mkdir()
+    Log(engine, file=folder / "app.log").subscribe()
+    shutil.rmtree(folder)
+    engine.start()
+    engine.graceful()
+    engine.log("lost")
+    folder.mkdir()
+    engine.exit()
+    text = (folder / "app.log").read_text()
+    assert "STARTED" not in text
+    assert text.endswith("Engine EXITING\n")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can drop privileges")
+@pytest.mark.parametrize("what", ["stays", "renamed"])
+def test_log_goes_on_when_it_may_not_be_read_any_more(tmp_path: Path, what: str) -> None:
+    """Once privileges are dropped the open file still takes every line; graceful says why."""
+    script = """
+    import os, sys
+    from pathlib import Path
+    from engine_bridge import engine
+    from engine_bridge.plugins import Log
+
+    path = Path(sys.argv[1])
+    path.parent.mkdir(mode=0o700)
+    Log(engine, file=path).subscribe()
+    engine.start()
+    if sys.argv[2] == "renamed":
+        path.rename(path.with_name("app.log.1"))
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+    engine.graceful()
+    engine.exit()
+    print(engine.state)
+    """
+    path = tmp_path / "private" / "app.log"
+    done = run_script(script, path, what)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "EXITING\n", "")
+    [found] = path.parent.iterdir()
+    assert found.name == ("app.log" if what == "stays" else "app.log.1")
+    text = found.read_text()
+    assert f"ERROR cannot open the log file {path} anew: Permission denied" in text
+    assert text.endswith("Engine EXITING\n")
 
 
 def test_log_works_in_a_forked_child(tmp_path: Path) -> None:

@@ -6,17 +6,16 @@ import signal
 import stat
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from mounts import run_on_mount
 from processes import (
     publishes,
     run_script,
     run_server,
-    start_process,
     start_script,
     wait_gone,
 )
@@ -954,12 +953,7 @@ def test_pidfile_is_emptied_where_it_may_not_be_unlinked(open_folder: Path, mode
 
 
 def say_on_mount(folder: Path, options: str) -> list[str]:
-    """
-    Return what a start says on a tiny file system that has been filled, and what is left there.
-
-    In a mount namespace of its own, so that nothing stays mounted whatever happens; a plain user
-    may have one where user namespaces are allowed.
-    """
+    """Return what a start says on a tiny file system that has been filled, and what is left."""
     script = """
     import logging, os, sys
     from engine_bridge import ChannelFailures, Engine
@@ -977,19 +971,8 @@ def say_on_mount(folder: Path, options: str) -> list[str]:
         print(exc.exceptions[0])
     print(os.listdir())
     """
-    mount = f'mount -t tmpfs -o {options} tmpfs "$1" && cd "$1"'
-    private: list[str | Path] = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
-    try:
-        probe = subprocess.run([*private, mount, "", folder], capture_output=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("needs unshare(1)")
-    if probe.returncode:
-        pytest.skip(f"no file system can be mounted here: {probe.stderr.decode()}")
-    program = folder.with_suffix(".py")
-    program.write_text(textwrap.dedent(script))
-    argv = [*private, f'{mount} && exec "$2" "$3"', "", folder, sys.executable, program]
-    with start_process(argv) as process:
-        assert process.wait_exit() == 0
+    process = run_on_mount(folder, options, script)
+    assert process.errors() == ""
     return process.output().splitlines()
 
 
