@@ -491,6 +491,137 @@ def test_sigusr2_answers_after_the_exit() -> None:
     assert " in hangs_the_end\n" in process.output()
 
 
+def test_sigusr2_shows_the_tasks_of_loops_in_other_threads() -> None:
+    """Each loop has its tasks in the dump, whoever runs it, the one that runs just now as well."""
+    body = """
+    import asyncio
+
+    async def innermost(event):
+        await event.wait()
+
+    async def waits(event):
+        await innermost(event)
+
+    async def spins(number):
+        record("spins", number=number)
+        until = time.monotonic() + 30
+        while time.monotonic() < until:
+            pass
+
+    async def main(number):
+        event = asyncio.Event()
+        task = asyncio.create_task(waits(event), name=f"waits {number}")
+        await asyncio.sleep(0)
+        if number == 2:
+            await asyncio.create_task(spins(number), name=f"spins {number}")
+        record("spins", number=number)
+        await task
+
+    for number in (1, 2):
+        threading.Thread(
+            target=asyncio.run, args=(main(number),), name=f"loop {number}", daemon=True
+        ).start()
+    """
+    with start_script(script(body, IN_BLOCK)) as process:
+        process.wait_published("spins", 2)
+        process.wait_published("blocking")
+        process.signal(signal.SIGUSR2)
+        process.wait_line(r"^task spins 2:")
+        process.wait_line(r"^task waits [12]:", 2)
+        process.signal(signal.SIGTERM)
+        assert process.wait_exit() == 0
+    output = process.output()
+    for number in (1, 2):
+        stack = rf"task waits {number}:\n(  .*\n)*?.*, in waits\n(  .*\n)*?.*, in innermost\n"
+        assert re.search(stack, output)
+        assert re.search(rf"thread loop {number} \(\d+\):\n", output)
+    assert re.search(r"task spins 2:\n(  .*\n)*?.*, in spins\n", output)
+
+
+@pytest.mark.parametrize(
+    "busy",
+    [
+        pytest.param("while not seen: sum(range(1000))", id="computes"),
+        pytest.param("lock.acquire(timeout=20)", id="waits"),
+        pytest.param("while not seen: gc.collect()", id="collects"),
+        pytest.param("while not seen: logging.warning('busy')", id="logs"),
+        pytest.param("while not seen: engine.publish('app')", id="publishes"),
+    ],
+)
+def test_sigusr2_answers_from_a_busy_main_thread(busy: str) -> None:
+    """Whatever the main thread does, locks of `logging` and of the collector included."""
+    body = f"""
+    import gc, logging
+    logging.basicConfig()
+    seen = []
+    lock = threading.Lock()
+    lock.acquire()
+    engine.subscribe("app", lambda: None)
+    engine.subscribe("SIGUSR2", lambda: (seen.append(1), lock.release()), priority=90)
+
+    def works():
+        record("busy")
+        {busy}
+
+    engine.start()
+    works()
+    engine.exit()
+    """
+    with start_script(script(body)) as process:
+        process.wait_published("busy")
+        process.signal(signal.SIGUSR2)
+        assert process.wait_exit() == 0
+    assert re.search(r"thread MainThread \(\d+\):\n(  .*\n)*?.*, in works\n", process.output())
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "sys.stderr = None",
+        "sys.stderr.close()",
+        "os.close(2)",
+        "os.dup2(os.open('/dev/full', os.O_WRONLY), 2)",
+    ],
+)
+@pytest.mark.parametrize(
+    "log", ["", "from engine_bridge.plugins import Log; Log(engine).subscribe()"]
+)
+def test_sigusr2_does_no_harm_without_a_standard_error(broken: str, log: str) -> None:
+    """A dump that cannot be written is lost, and the process goes on."""
+    body = f"""
+    {broken}
+    {log}
+    engine.subscribe("SIGUSR2", partial(record, "dumped"), priority=90)
+    """
+    with start_script(script(body, IN_BLOCK)) as process:
+        process.wait_published("blocking")
+        for count in (1, 2):
+            process.signal(signal.SIGUSR2)
+            process.wait_published("dumped", count)
+        process.signal(signal.SIGTERM)
+        assert process.wait_exit() == 0
+    assert [c for c in channels(process) if c != "dumped"] == LIFE
+
+
+def test_sigusr2_again_and_again_breaks_nothing() -> None:
+    """Many in a row, and some amid transitions, break none of these."""
+    body = """
+    engine.subscribe("SIGUSR2", partial(record, "dumped"), priority=90)
+    engine.subscribe("start", lambda: os.kill(os.getpid(), signal.SIGUSR2), priority=2)
+    engine.subscribe("stop", lambda: os.kill(os.getpid(), signal.SIGUSR2))
+    engine.subscribe("exit", lambda: os.kill(os.getpid(), signal.SIGUSR2))
+    """
+    with start_script(script(body, IN_BLOCK)) as process:
+        process.wait_published("blocking")
+        for _ in range(20):
+            process.signal(signal.SIGUSR2)
+        process.wait_published("dumped", 2)
+        process.signal(signal.SIGTERM)
+        process.wait_published("exit")
+        assert process.wait_exit() == 0
+    assert [c for c in channels(process) if c != "dumped"] == LIFE
+
+
 # what it installs, and what not
 
 
