@@ -28,6 +28,7 @@ from scripts import script
 from engine_bridge import ChannelFailures, Engine, EngineError, State
 from engine_bridge.core.host import Host
 from engine_bridge.core.records import Message
+from engine_bridge.core.transition import Progress
 from engine_bridge.plugins import Systemd, systemd
 from engine_bridge.plugins.systemd import listen_sockets, watchdog_seconds
 
@@ -185,6 +186,33 @@ def test_a_listener_that_never_returns_fails_the_start(sd: Manager) -> None:
     assert not any("READY=1" in lines for lines in messages)
     plugin.unsubscribe()
     engine.exit()
+
+
+def test_no_time_is_asked_for_beyond_a_limit(sd: Manager) -> None:
+    """A transition that is past its limit, and still there, is not covered up."""
+
+    class Late(Engine):
+        """As it is for a moment, before the engine goes on without the listener."""
+
+        @property
+        def progress(self) -> Progress | None:
+            return Progress("start", "hang", 9.0, left)
+
+    left = 1.0
+    engine = Late()
+    plugin = report(engine, extend=QUICK)
+    go_on = threading.Event()
+    engine.subscribe("start", lambda: go_on.wait(20))
+    call = Call(engine.start)
+    extension = f"EXTEND_TIMEOUT_USEC={QUICK * 1e6:.0f}"
+    sd.read_until(extension)
+    left = -1.0
+    sd.hears_nothing(QUICK / 5)
+    assert sd.hears_nothing(QUICK)
+    go_on.set()
+    call.end()
+    engine.exit()
+    plugin.unsubscribe()
 
 
 def test_a_slow_listener_gets_more_time(engine: Engine, sd: Manager) -> None:
@@ -1011,20 +1039,20 @@ def test_sockets_of_one_name_stay_together(
 @pytest.mark.parametrize(
     "variables",
     [
-        {},
-        {"LISTEN_FDS": "1"},
-        {"LISTEN_PID": "1", "LISTEN_FDS": "1"},
-        {"LISTEN_PID": "own"},
-        {"LISTEN_PID": "own", "LISTEN_FDS": "0"},
+        {"LISTEN_PID": "", "LISTEN_FDS": ""},
+        {"LISTEN_PID": ""},
+        {"LISTEN_PID": "1"},
+        {"LISTEN_FDS": ""},
+        {"LISTEN_FDS": "0"},
     ],
 )
 def test_sockets_for_another_process_are_not_ours(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+    handed_over: list[socket.socket], monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
 ) -> None:
     """Without variables, or with those of somebody else, there are none."""
     for name, value in variables.items():
-        monkeypatch.setenv(name, str(os.getpid()) if value == "own" else value)
-    assert listen_sockets() == {}
+        monkeypatch.setenv(name, value)
+    assert take(handed_over) == {}
 
 
 @pytest.mark.parametrize(
