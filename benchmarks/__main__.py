@@ -13,7 +13,7 @@ from time import monotonic
 
 from .measure import Row, Table
 
-BENCHES = ("publish", "subscribe", "start_stop", "import", "request", "exit", "reload")
+BENCHES = ("publish", "subscribe", "start_stop", "import", "request", "exit", "reload", "idle")
 HEADINGS = Row("what", "ours", "floor", "peers", "ratio", "budget", "verdict")
 
 

@@ -3,9 +3,10 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic, sleep
 from typing import TextIO
 
@@ -13,6 +14,8 @@ from typing import TextIO
 ENVIRONMENT = {
     name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
 }
+IDLE_SECONDS, IDLE_TURNS = 8.0, 3
+TO_THE_IDLING = 1.5  # seconds in which what has just started comes to rest
 TO_THE_WAIT = 0.05  # seconds in which a script that is ready reaches the call that waits
 
 
@@ -73,6 +76,61 @@ def seconds_after_sigterm(source: str, delay: float) -> float:
         wall = monotonic() - since
     _check(status)
     return wall
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """What a process that waits costs a second, as the kernel counts it for all its threads."""
+
+    wakeups: float  # voluntary context switches: each ends with a wakeup
+    cpu: float  # seconds
+    threads: float
+    says: str  # the line that it printed
+
+
+def costs_of_idling(sources: Mapping[str, str]) -> dict[str, list[Idle]]:
+    """
+    Run all *sources* at once, each of which prints a line and waits; measure them in turns.
+
+    At once, since they hardly disturb each other, and all meet the same weather.
+    """
+    found: dict[str, list[Idle]] = {name: [] for name in sources}
+    with ExitStack() as stack:
+        running = {name: stack.enter_context(_idling(source)) for name, source in sources.items()}
+        sleep(TO_THE_IDLING)
+        for _ in range(IDLE_TURNS):
+            before = {name: _used(pid) for name, (pid, _) in running.items()}
+            since = monotonic()
+            sleep(IDLE_SECONDS)
+            wall = monotonic() - since
+            for name, (pid, says) in running.items():
+                now, then = _used(pid), before[name]
+                switches, cpu = (now[0] - then[0]) / wall, (now[1] - then[1]) / wall
+                found[name].append(Idle(switches, cpu, now[2], says))
+    return found
+
+
+@contextmanager
+def _idling(source: str) -> Iterator[tuple[int, str]]:
+    """Yield the pid of `python -c` *source* and the line that it has printed; end it in time."""
+    with _python(source) as (pid, output):
+        try:
+            yield pid, output.readline().strip()
+        finally:
+            os.kill(pid, signal.SIGTERM)
+            os.waitpid(pid, 0)
+
+
+def _used(pid: int) -> tuple[float, float, float]:
+    """Return voluntary context switches, CPU seconds and the number of threads of *pid*."""
+    switches = cpu = threads = 0.0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        status = (task / "status").read_text().splitlines()
+        line = next(line for line in status if line.startswith("voluntary_ctxt_switches"))
+        switches += int(line.split()[1])
+        cpu += int((task / "schedstat").read_text().split()[0]) * 1e-9
+        threads += 1
+    return switches, cpu, threads
 
 
 @contextmanager
