@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from math import inf
 from time import monotonic, monotonic_ns
 
+from engine_bridge.core.bus import describe
 from engine_bridge.core.engine import Engine
 from engine_bridge.core.errors import EngineError, StartAborted
 from engine_bridge.core.flag import call_soon
@@ -165,7 +166,12 @@ class Systemd(Plugin):
         self._thread = threading.Thread(
             target=self._main, args=(self._wake,), name="engine systemd", daemon=True
         )
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as exc:  # the limit of the system is reached
+            self.engine.log(
+                f"the watchdog is not fed, and no slow listener gets more time: {exc}", WARNING
+            )
 
     start.priority = 11  # type: ignore[attr-defined]  # once daemonized: a fork loses its threads
 
@@ -235,8 +241,9 @@ class Systemd(Plugin):
                 self.engine.log(silent, DEBUG)
             return
         with self._turn():
-            self._phase = phase or self._phase
-            self._next_pulse = monotonic() + self._extend / PULSES
+            if phase:
+                self._phase = phase
+                self._next_pulse = monotonic() + self._extend / PULSES
             if phase == "STARTED":
                 self._say(READY, *self._main_pid(), status=self._now())
             elif self._phase:
@@ -313,9 +320,9 @@ class Systemd(Plugin):
         """Have the thread end; it may be in a `check` that never returns."""
         wake, self._wake = self._wake, threading.Event()
         wake.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(RETRY)
-        self._thread = None
+        thread, self._thread = self._thread, None
+        if thread is not None and thread.ident and thread is not threading.current_thread():
+            thread.join(RETRY)
 
     def _pause(self) -> float | None:
         """Return the seconds until something is due; None: not before something happens."""
@@ -368,9 +375,9 @@ class Systemd(Plugin):
             if self._check is not None:
                 try:
                     if not self._check():
-                        return f"{self._check!r} says that the process is not alive"
+                        return f"{describe(self._check)} says that the process is not alive"
                 except Exception as exc:
-                    return f"{self._check!r} raised {type(exc).__name__}: {exc}"
+                    return f"{describe(self._check)} raised {type(exc).__name__}: {exc}"
             loop = engine.loop
             if loop is not None:
                 if loop is self._asked_loop:

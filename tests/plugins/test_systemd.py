@@ -27,7 +27,7 @@ from scripts import script
 
 from engine_bridge import ChannelFailures, Engine, EngineError, State
 from engine_bridge.core.host import Host
-from engine_bridge.core.records import Message
+from engine_bridge.core.records import Message, SignalCaught
 from engine_bridge.core.transition import Progress
 from engine_bridge.plugins import Systemd, systemd
 from engine_bridge.plugins.systemd import listen_sockets, watchdog_seconds
@@ -238,6 +238,42 @@ def test_a_slow_listener_gets_more_time(engine: Engine, sd: Manager) -> None:
     kinds = [lines[0] for lines in sd.messages if lines[0] != extension]
     assert kinds[:3] == ["STATUS=starting", "READY=1", "STOPPING=1"]
     assert sd.messages[-1][0] in {extension, "STATUS=stopping"}
+
+
+def test_signals_do_not_keep_a_slow_listener_from_its_time(engine: Engine, sd: Manager) -> None:
+    """However many come: what is asked for depends on the clock alone."""
+    report(engine, extend=QUICK)
+    go_on = threading.Event()
+    engine.subscribe("start", lambda: go_on.wait(20))
+    call = Call(engine.start)
+    sd.read_until("STATUS=starting")
+    for _ in range(20):
+        engine.tell(SignalCaught(name="SIGUSR1"))
+        sd.hears_nothing(QUICK / 20)
+    go_on.set()
+    call.end()
+    sd.waiting()
+    assert [lines[0] for lines in sd.messages if "EXTEND" in lines[0]]
+
+
+def test_without_a_thread_to_be_had_the_start_goes_on(
+    engine: Engine, sd: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no thread can be started any more, the log says what that means."""
+    plugin = report(engine)
+
+    def refuse(self: threading.Thread) -> None:
+        if self.name == "engine systemd":
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    start = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    engine.start()
+    assert sd.waiting() == [STARTING, SERVING]
+    why = "the watchdog is not fed, and no slow listener gets more time"
+    assert said(engine) == [f"{why}: can't start new thread"]
+    plugin.unsubscribe()
 
 
 def test_time_is_not_extended_where_that_is_not_wanted(engine: Engine, sd: Manager) -> None:
@@ -834,6 +870,27 @@ def test_the_watchdog_starves_when_the_loop_hangs(engine: Engine, watched: Manag
     future.result(10)
     watched.read_until("WATCHDOG=1")
     watched.read_until("WATCHDOG=1")
+
+
+def test_the_watchdog_starves_when_the_applications_loop_hangs(
+    engine: Engine, watched: Manager
+) -> None:
+    """Under ASGI the loop is the server's, and a handler that blocks it is what hangs most."""
+    report(engine)
+    go_on = threading.Event()
+
+    async def main() -> None:
+        async with engine:
+            await asyncio.to_thread(watched.read_until, "WATCHDOG=1")
+            go_on.wait(20)
+            await asyncio.to_thread(watched.read_until, "WATCHDOG=1")
+
+    call = Call(lambda: asyncio.run(main()))
+    text = starve(watched, engine)
+    assert "the event loop has not gone round" in text
+    assert " in main\n" in text
+    go_on.set()
+    assert call.end().error is None
 
 
 def test_the_watchdog_bears_a_listener_that_blocks_the_loop(
