@@ -546,13 +546,26 @@ def test_sigusr2_shows_the_tasks_of_loops_in_other_threads() -> None:
         pytest.param("while not seen: gc.collect()", id="collects"),
         pytest.param("while not seen: logging.warning('busy')", id="logs"),
         pytest.param("while not seen: engine.publish('app')", id="publishes"),
+        pytest.param("while not seen: hold()", id="holds"),
     ],
 )
 def test_sigusr2_answers_from_a_busy_main_thread(busy: str) -> None:
-    """Whatever the main thread does, locks of `logging` and of the collector included."""
+    """Whatever the main thread does, even if it holds what the log needs for a moment."""
     body = f"""
     import gc, logging
     logging.basicConfig()
+    own = threading.Lock()
+
+    class Locked(logging.Handler):
+        def emit(self, entry):
+            with own:
+                pass
+
+    def hold():
+        with own:
+            sum(range(100000))
+
+    logging.getLogger("engine_bridge").addHandler(Locked())
     seen = []
     lock = threading.Lock()
     lock.acquire()
