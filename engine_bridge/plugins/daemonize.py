@@ -510,6 +510,7 @@ def _fork_twice(mask: "set[signal.Signals | int]", start_limit: float, stop_limi
     for name in NAMES_US:
         if os.environ.get(name) == str(launcher_pid):
             os.environ[name] = str(os.getpid())
+            os.environ.pop("LISTEN_PIDFDID", None)  # says the same by a number that only that had
     return tell
 
 

@@ -142,7 +142,10 @@ class Monitor(Plugin):
     def _patience(self) -> tuple[float, ...]:
         """Return how long to wait before it is told where the run stands, and then how long."""
         engine = self.engine
-        left = min(engine.seconds_left, engine.stop_timeout or engine.slow_after)
+        progress = engine.progress  # of the stop; there is none where somebody turns us off
+        left = engine.stop_timeout or engine.slow_after
+        if progress is not None and progress.listener:
+            left = min(left, max(progress.left, 0.0))
         left -= min(left / 10, LONGEST_MARGIN)
         first = min(engine.slow_after, left)
         return (first, left - first)

@@ -3,7 +3,6 @@
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
-from math import inf
 from typing import Any
 
 import pytest
@@ -64,21 +63,6 @@ def timeouts(error: BaseException | None) -> list[TransitionTimeout]:
 
 
 # Slow
-
-
-def test_seconds_left_tell_how_long_the_listener_may_take() -> None:
-    """They are what the budget leaves, for a late listener `slow_after`, and else without limit."""
-    engine = Engine(slow_after=SOON, start_timeout=BUDGET, stop_timeout=0)
-    seen: list[float] = []
-    for channel in ("start", "stop"):
-        engine.subscribe(channel, lambda: seen.append(engine.seconds_left))
-    assert engine.seconds_left == inf
-    engine.start()
-    assert engine.seconds_left == inf
-    engine.exit()
-    in_start, in_stop = seen
-    assert 0 < in_start <= BUDGET
-    assert 0 <= in_stop <= SOON
 
 
 class Named:
