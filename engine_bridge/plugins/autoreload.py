@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 HANDOVER = "ENGINE_BRIDGE_AUTORELOAD"  # pid, nanoseconds when it left, restarts at the start so far
 IMPORTED = time.time_ns()
 LONGEST_IMPORT = 30.0  # seconds; a process that began longer ago was a shell before
-HEAD_START = 0.2  # seconds; the import of watchfiles takes a tenth of one
+HEAD_START = 0.2  # seconds; what the watch imports takes a tenth of one
 MAX_IN_A_ROW = 3
 NAMED = 3
 
@@ -58,7 +58,8 @@ class Autoreloader(Plugin):
         exclude: Patterns of what does not count, of modules as well.
         dependencies: Whether the standard library and installed packages are watched, too.
         debounce: Seconds without a change after which one is taken for complete.
-        backend: `watchfiles`, `polling`, or `auto`: watchfiles where that is installed.
+        backend: `inotify`, `watchfiles`, `polling`, or `auto`: the first on Linux, elsewhere
+            watchfiles where that is installed, else polling.
 
     Raises:
         EngineError: An argument is not what it should be, or needs what is not installed.

@@ -1,27 +1,32 @@
 """
 When to look at what is watched: each second, or when the system tells that something happened.
 
-Both backends end in the same look and the same comparison (`watched.py`), so they find the same.
+All backends end in the same look and the same comparison (`watched.py`), so they find the same.
 What the system tells is a hint and no more: an event without a change is no change, and which
 event it was does not matter. Since a hint can get lost (a network file system has none, the queue
 of inotify(7) is limited), everything is looked at now and then all the same.
 
-Each directory has a watch of its own. Had watchfiles to watch whole trees, then all of
-`node_modules` would count against the limit of inotify, and would have to be listened to.
+Each directory has a watch of its own. Were whole trees watched, then all of `node_modules` would
+count against the limit of inotify, and would have to be listened to.
 """
 
+import errno
 import os
+import sys
 import threading
 from collections.abc import Callable
 from time import monotonic
 
+from engine_bridge.core.flag import Flag
+
+from .inotify import Inotify
 from .watched import Hearing, Watched
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from watchfiles._rust_notify import RustNotify
 
-BACKENDS = ("auto", "watchfiles", "polling")
+BACKENDS = ("auto", "inotify", "watchfiles", "polling")
 STEP = 10  # milliseconds between two glances of watchfiles at what the system told
 BATCH = 100  # milliseconds for which it gathers, while more is told
 NET = 30.0  # seconds between two looks at everything without a hint
@@ -65,7 +70,7 @@ class Watcher:
         self._frequency = frequency
         self._debounce = debounce
         self._wanted = backend
-        self._stopped = threading.Event()
+        self._stopped = Flag()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._apart = False
@@ -140,7 +145,7 @@ class Watcher:
         finally:
             backend.close()
 
-    def _look(self, backend: "Polling | Notified", insists: bool) -> bool:
+    def _look(self, backend: "Polling | Notified | Told", insists: bool) -> bool:
         since = monotonic()
         changed = self.watched.compare()
         if backend.follow(self.watched):
@@ -170,16 +175,15 @@ class Watcher:
             pause = settled
         return found
 
-    def _wait(self, backend: "Polling | Notified", insists: bool) -> None:
+    def _wait(self, backend: "Polling | Notified | Told", insists: bool) -> None:
         while not self._stopped.is_set():
             if backend.wait(self._frequency()) or insists or self.watched.has_grown():
                 return
 
-    def _open(self) -> "Polling | Notified":
-        if self._wanted == "polling" or (self._wanted == "auto" and not can_notify()):
-            return Polling(self._stopped)
+    def _open(self) -> "Polling | Notified | Told":
+        wanted = best() if self._wanted == "auto" else self._wanted
         try:
-            return Notified(self._stopped)
+            return KINDS[wanted](self._stopped)
         except NoNotification as exc:
             return self._fall_back(exc)
 
@@ -195,7 +199,7 @@ class Watcher:
 class Polling:
     """Look at everything again and again."""
 
-    def __init__(self, stopped: threading.Event) -> None:
+    def __init__(self, stopped: Flag) -> None:
         self._stopped = stopped
         self.effort = 0.0  # seconds that the last look took
 
@@ -212,6 +216,71 @@ class Polling:
         """Do nothing: nothing is open."""
 
 
+class Told:
+    """Look when the kernel tells that something happened where it matters; sleep until then."""
+
+    def __init__(self, stopped: Flag) -> None:
+        try:
+            self._inotify = Inotify(stopped)
+        except AttributeError as exc:
+            raise NoNotification("this platform has no inotify(7)") from exc
+        except ImportError as exc:  # rights may have been dropped since
+            raise NoNotification(f"ctypes cannot be imported: {exc}") from exc
+        except OSError as exc:
+            raise NoNotification(_reason(exc)) from exc
+        self._places: dict[str, Hearing] = {}
+        self._identities: dict[str, tuple[int, int]] = {}  # of those that are watched
+        self._watches: dict[str, int] = {}
+        self._net = 0.0
+        self.effort = 0.0
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until something happens, *seconds* at most; return whether a look is due."""
+        is_due = monotonic() > self._net
+        for event in self._inotify.wait(seconds):
+            paths = [path for path, watch in self._watches.items() if watch == event.watch]
+            if event.is_end:
+                for path in paths:
+                    self._forget(path)
+            is_due = is_due or event.is_loss or (event.is_end and bool(paths))
+            is_due = is_due or any(self._places[path].minds(event.name) for path in paths)
+        return is_due
+
+    def follow(self, watched: Watched) -> bool:
+        """
+        Listen where there is something to hear now; return whether that has changed.
+
+        Raises:
+            NoNotification: The system does not allow for it.
+        """
+        self._net = monotonic() + NET
+        self._places, identities = _readable(watched.places())
+        for path in tuple(self._watches):
+            if self._identities[path] != identities.get(path):
+                self._forget(path)
+        known = len(self._watches)
+        for path in identities.keys() - self._watches.keys():
+            try:
+                self._watches[path] = self._inotify.add(path)
+            except OSError as exc:
+                if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
+                    continue  # it has just gone, of which its parent tells
+                raise NoNotification(_reason(exc)) from exc
+            self._identities[path] = identities[path]
+        return len(self._watches) > known
+
+    def _forget(self, path: str) -> None:
+        """Watch *path* no more, unless it is watched by another name as well."""
+        del self._identities[path]
+        watch = self._watches.pop(path)
+        if watch not in self._watches.values():
+            self._inotify.remove(watch)
+
+    def close(self) -> None:
+        """Give the descriptors back."""
+        self._inotify.close()
+
+
 class Notified:
     """
     Look when watchfiles tells that something happened where it matters.
@@ -221,7 +290,7 @@ class Notified:
         watches, but does not tell when they are in place, and changes until then would be lost.
     """
 
-    def __init__(self, stopped: threading.Event) -> None:
+    def __init__(self, stopped: Flag) -> None:
         try:
             from watchfiles import _rust_notify
         except (ImportError, OSError) as exc:  # rights may have been dropped since
@@ -286,15 +355,24 @@ class Notified:
             notify.close()
 
 
-def can_notify() -> bool:
-    """Whether watchfiles is there, and a thread that waits in it would stop no other."""
+KINDS: "dict[str, Callable[[Flag], Polling | Notified | Told]]" = {
+    "inotify": Told,
+    "watchfiles": Notified,
+    "polling": Polling,
+}
+
+
+def best() -> str:
+    """Return the backend that costs least here."""
     import _thread
     from importlib.util import find_spec
     from types import BuiltinFunctionType
 
     if not isinstance(_thread.start_new_thread, BuiltinFunctionType):
-        return False  # gevent or eventlet has made threads greenlets: all of them would wait
-    return find_spec("watchfiles") is not None
+        return "polling"  # gevent or eventlet has made threads greenlets: one's wait is all's
+    if sys.platform.startswith("linux"):
+        return "inotify"
+    return "watchfiles" if find_spec("watchfiles") is not None else "polling"
 
 
 def _readable(
@@ -314,7 +392,7 @@ def _readable(
 
 
 def _reason(exc: Exception) -> str:
-    text = str(exc)
+    text = getattr(exc, "strerror", None) or str(exc)
     if "Too many open files" in text:
         return f"{text}; is fs.inotify.max_user_instances used up? `sysctl` raises it"
     if "limit" in text or "No space left" in text:

@@ -74,7 +74,7 @@ def no_head_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autoreload, "HEAD_START", 0.0)
 
 
-@pytest.fixture(params=["watchfiles", "polling"])
+@pytest.fixture(params=["inotify", "watchfiles", "polling"])
 def backend(request: pytest.FixtureRequest) -> str:
     """Each of the backends: they are to find the same."""
     return str(request.param)
@@ -714,7 +714,7 @@ def test_a_file_that_cannot_be_read_stops_nothing(backend: str, tmp_path: Path) 
         ({"debounce": float("inf")}, "debounce=….* got inf"),
         ({"match": "("}, r"regular expression .* got '\('"),
         ({"match": None}, "got None"),
-        ({"backend": "inotify"}, "no backend 'inotify'.* known: auto, watchfiles, polling"),
+        ({"backend": "x"}, "no backend 'x'.* known: auto, inotify, watchfiles, polling"),
         ({"files": "app.yaml"}, "wants a list of paths; got 'app.yaml'"),
         ({"files": [""]}, "not the path of a file: ''"),
         ({"files": [7]}, "not the path of a file: 7"),

@@ -1,5 +1,6 @@
 """What is watched, and when it has changed: real files, and real notifications of the kernel."""
 
+import errno
 import importlib.util
 import os
 import queue
@@ -12,13 +13,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import pytest
 from processes import run_script, wait_until
 
+from engine_bridge.core.flag import Flag
 from engine_bridge.plugins import watched as watched_module
 from engine_bridge.plugins import watcher
+from engine_bridge.plugins.inotify import Inotify
 from engine_bridge.plugins.watched import ModuleFiles, Tree, Watched, tree_of
 from engine_bridge.plugins.watcher import Watcher
 
@@ -27,7 +30,10 @@ LIMIT = 10.0
 NEVER = 2**63  # nanoseconds
 
 
-@pytest.fixture(params=["watchfiles", "polling"])
+NOTIFYING = pytest.mark.parametrize("backend", ["inotify", "watchfiles"])
+
+
+@pytest.fixture(params=["inotify", "watchfiles", "polling"])
 def backend(request: pytest.FixtureRequest) -> str:
     """Each of the backends: they are to find the same."""
     return str(request.param)
@@ -562,15 +568,16 @@ def test_a_burst_is_one_change(backend: str, tmp_path: Path) -> None:
         assert watching.next() == {paths[0]}
 
 
+@NOTIFYING
 def test_a_file_that_is_empty_or_gone_for_the_moment_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some programs empty a file first, or remove it, and write it a moment later."""
     monkeypatch.setattr(watcher, "SETTLED", 1.0)
     path, other = tmp_path / "a.py", tmp_path / "b.py"
     path.write_text("x")
     other.write_text("x")
-    with Watching("watchfiles", files=[path, other]) as watching:
+    with Watching(backend, files=[path, other]) as watching:
         for begin in (lambda: path.write_text(""), path.unlink):
             begin()
             threading.Event().wait(0.1)  # as slow as they are
@@ -656,35 +663,38 @@ def _raise(error: Exception) -> set[str]:
     raise error
 
 
+@NOTIFYING
 def test_a_hint_that_got_lost_does_not_matter_for_long(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the system tells nothing, as on a network file system, all is looked at in the end."""
     monkeypatch.setattr(watcher, "NET", 0.1)
     path = tmp_path / "a.py"
     path.touch()
-    watching = Watching("watchfiles", files=[path])
+    watching = Watching(backend, files=[path])
     monkeypatch.setattr(watching.watched, "places", dict)
     with watching:
         later(path)
         assert watching.next() == {path}
 
 
+@NOTIFYING
 def test_what_changes_before_the_system_is_asked_to_tell_is_seen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the look and the moment from which it tells, nothing gets lost."""
     path = tmp_path / "a.py"
     path.touch()
-    follow = watcher.Notified.follow
+    kind: Any = watcher.KINDS[backend]
+    follow = kind.follow
 
-    def late(self: watcher.Notified, watched: Watched) -> bool:
+    def late(self: Any, watched: Watched) -> bool:
         if not path.stat().st_size:
             later(path)
-        return follow(self, watched)
+        return bool(follow(self, watched))
 
-    monkeypatch.setattr(watcher.Notified, "follow", late)
-    with Watching("watchfiles", files=[path]) as watching:
+    monkeypatch.setattr(kind, "follow", late)
+    with Watching(backend, files=[path]) as watching:
         assert watching.next() == {path}
 
 
@@ -739,6 +749,7 @@ watcher = Watcher(
     lambda changed: (seen if changed else looked).set(),
     lambda text, exc: print(text, flush=True),
     frequency=lambda: 0.05,
+    backend=sys.argv[2],
 )
 watcher.start(lambda: None, "watching")
 assert looked.wait(10)
@@ -749,16 +760,59 @@ watcher.stop()
 
 
 @pytest.mark.skipif(not ROOT, reason="needs root, to be a user whose limits are nobody else's")
-def test_without_notifications_it_polls(tmp_path: Path) -> None:
+@NOTIFYING
+def test_without_notifications_it_polls(backend: str, tmp_path: Path) -> None:
     """When the limits of inotify are used up, one sentence says so and polling goes on."""
     path = tmp_path / "a.py"
     path.touch()
     os.chown(path, 54321, 54321)
     for folder in (tmp_path, *tmp_path.parents[:3]):
         folder.chmod(folder.stat().st_mode | 0o011)
-    done = run_script(EXHAUSTED, path)
+    done = run_script(EXHAUSTED, path, backend)
     assert done.returncode == 0, done.stderr
     [line] = done.stdout.splitlines()
     assert "Too many open files" in line
     assert "fs.inotify.max_user_instances" in line
     assert "looking at all of them every 0.05 s" in line
+
+
+# -- inotify --------------------------------------------------------------------------------------
+
+
+def test_more_than_the_kernel_can_tell_is_told_as_a_loss(tmp_path: Path) -> None:
+    """Its queue is limited; that it was full is one more event, upon which all is looked at."""
+    inotify = Inotify(Flag())
+    try:
+        inotify.add(str(tmp_path))
+        limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+        for number in range(limit // 4 + 100):
+            (tmp_path / f"{number % 2}").touch()
+            (tmp_path / f"{number % 2}").unlink()
+        assert inotify.wait(0)[-1].is_loss
+    finally:
+        inotify.close()
+
+
+def test_a_wait_ends_when_the_watch_is_stopped() -> None:
+    """At once, though nothing happens; and there is no more waiting after that."""
+    stopped = Flag()
+    inotify = Inotify(stopped)
+    waiting = threading.Thread(target=inotify.wait, args=[3600])
+    waiting.start()
+    stopped.set()
+    waiting.join(LIMIT)
+    assert not waiting.is_alive()
+    assert inotify.wait(3600) == []
+    inotify.close()
+
+
+def test_a_directory_with_two_names_is_watched_by_both(tmp_path: Path) -> None:
+    """The kernel gives both the same watch; it stays for one when the other is given up."""
+    inotify = Inotify(Flag())
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").symlink_to("here")
+    watch = inotify.add(str(tmp_path / "here"))
+    assert inotify.add(str(tmp_path / "there")) == watch
+    inotify.close()
+    with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+        inotify.add(str(tmp_path))
