@@ -1,5 +1,7 @@
 """What holds for every test."""
 
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,3 +21,11 @@ def leaves_nothing_behind() -> Iterator[None]:
     """
     with nothing_left_behind(ROOT):
         yield
+
+
+@pytest.fixture
+def anybodys() -> Iterator[Path]:
+    """A directory that other users may enter; each session of pytest closes those of pytest."""
+    with tempfile.TemporaryDirectory(prefix="engine-bridge-") as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)

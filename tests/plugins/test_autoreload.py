@@ -667,7 +667,7 @@ def test_the_program_of_the_guide_works(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not ROOT, reason="needs root, to become somebody whom a mode keeps out")
-def test_a_file_that_cannot_be_read_stops_nothing(backend: str, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_stops_nothing(backend: str, anybodys: Path) -> None:
     """Until it can be read: a change of its mode is none of its content, yet noticed."""
     body = """
     import helper, importlib.util
@@ -685,19 +685,16 @@ def test_a_file_that_cannot_be_read_stops_nothing(backend: str, tmp_path: Path) 
     record("up", value=life)
     engine.block()
     """
-    for folder in (tmp_path, *tmp_path.parents[:3]):
-        folder.chmod(folder.stat().st_mode | 0o011)
-    tmp_path.chmod(0o755)
-    with running(tmp_path, backend, body, looked=0) as process:
+    with running(anybodys, backend, body, looked=0) as process:
         os.chmod(process.journal_path, 0o666)
         os.chmod(process.journal_path.parent, 0o755)
         process.wait_published("looked")
-        new = tmp_path / "new"
+        new = anybodys / "new"
         new.write_text("VALUE = 2")
         new.chmod(0)
-        new.rename(tmp_path / "helper.py")
+        new.rename(anybodys / "helper.py")
         wait_log(process, "helper.py cannot be read: Permission denied; not restarting, the run")
-        (tmp_path / "helper.py").chmod(0o644)
+        (anybodys / "helper.py").chmod(0o644)
         process.wait_published("restart")
 
 

@@ -761,13 +761,11 @@ watcher.stop()
 
 @pytest.mark.skipif(not ROOT, reason="needs root, to be a user whose limits are nobody else's")
 @NOTIFYING
-def test_without_notifications_it_polls(backend: str, tmp_path: Path) -> None:
+def test_without_notifications_it_polls(backend: str, anybodys: Path) -> None:
     """When the limits of inotify are used up, one sentence says so and polling goes on."""
-    path = tmp_path / "a.py"
+    path = anybodys / "a.py"
     path.touch()
     os.chown(path, 54321, 54321)
-    for folder in (tmp_path, *tmp_path.parents[:3]):
-        folder.chmod(folder.stat().st_mode | 0o011)
     done = run_script(EXHAUSTED, path, backend)
     assert done.returncode == 0, done.stderr
     [line] = done.stdout.splitlines()
@@ -785,7 +783,7 @@ def test_more_than_the_kernel_can_tell_is_told_as_a_loss(tmp_path: Path) -> None
     try:
         inotify.add(str(tmp_path))
         limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
-        for number in range(limit // 4 + 100):
+        for number in range(limit // 2):
             (tmp_path / f"{number % 2}").touch()
             (tmp_path / f"{number % 2}").unlink()
         assert inotify.wait(0)[-1].is_loss
