@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 SOONEST_OVERDUE = 60.0  # seconds that a run may take, however often there is one
-LONGEST_MARGIN = 0.5  # seconds that a stop has left when it gives up, unless a tenth is less
+LONGEST_MARGIN = 1.0  # seconds that a stop has left when it gives up; a quarter, if that is less
 
 
 class Monitor(Plugin):
@@ -146,7 +146,7 @@ class Monitor(Plugin):
         left = engine.stop_timeout or engine.slow_after
         if progress is not None and progress.listener:
             left = min(left, max(progress.left, 0.0))
-        left -= min(left / 10, LONGEST_MARGIN)
+        left -= min(left / 4, LONGEST_MARGIN)  # before the engine leaves this very listener behind
         first = min(engine.slow_after, left)
         return (first, left - first)
 

@@ -26,7 +26,7 @@ from engine_bridge.plugins import BackgroundTask, Monitor
 from engine_bridge.plugins.background import TaskFailed, TaskHangs, TaskRecovered
 
 OFTEN, NEVER = 0.005, 3600.0  # seconds between runs
-SOON, BUDGET = 0.1, 0.4  # seconds: when a listener is slow, and what all may take
+SOON, BUDGET = 0.1, 1.6  # seconds: when a listener is slow, and what all may take
 
 
 @pytest.fixture
