@@ -124,7 +124,7 @@ class Daemonizer(Plugin):
         self.umask = check_umask(umask, "Daemonizer(engine, umask=0o027)")
         self._files: list[int] = []  # opened, and not yet in the place of the streams
         self._tees: list[_Tee] = []  # while the terminal reads along
-        self._keeper = -1  # the pipe to the keeper, while that waits
+        self._keeper: _Held | None = None  # the pipe to the keeper, while that waits
         self._thread = 0
         _recognize()
 
@@ -226,7 +226,7 @@ class Daemonizer(Plugin):
 
     def _settle(self, lost: list[str]) -> None:
         """In the daemon: watch how the start goes, and tell others where they are now."""
-        self._tees = [_Tee("stdout", os.dup(1)), _Tee("stderr", os.dup(2))]
+        self._tees = [_Tee("stdout", _Held(os.dup(1))), _Tee("stderr", _Held(os.dup(2)))]
         files, self._files = self._files, []
         for stream, descriptor in zip(STREAMS, files, strict=True):
             _put(descriptor, stream)
@@ -251,7 +251,7 @@ class Daemonizer(Plugin):
         try:
             if not engine.notes.times_told:
                 _check_alone()
-                self._keeper = _fork_twice(mask, engine.start_timeout, engine.stop_timeout)
+                self._keeper = _Held(_fork_twice(mask, engine.start_timeout, engine.stop_timeout))
                 self._thread = threading.get_ident()
                 _is_daemon = True
         finally:
@@ -259,7 +259,7 @@ class Daemonizer(Plugin):
 
     def _look(self, record: Record) -> None:
         """See how the start went."""
-        if not isinstance(record, StateChanged) or self._keeper < 0:
+        if not isinstance(record, StateChanged):
             return
         if record.new == str(State.STARTED):
             self._say(STARTED)
@@ -273,9 +273,7 @@ class Daemonizer(Plugin):
     def _say(self, word: str) -> None:
         if word == STARTED:
             self._leave_terminal()  # first: the launcher's return means that nobody writes there
-        try:
-            os.write(self._keeper, word.encode())
-        except OSError:
+        if self._keeper is not None and not self._keeper.write(word):
             self.engine.log(
                 "the command that launched this daemon was killed: nobody was told of the start",
                 WARNING,
@@ -291,13 +289,11 @@ class Daemonizer(Plugin):
         """Close what is held only until the engine is STARTED."""
         self.engine.unobserve(self._look)
         self._leave_terminal()
-        keeper, self._keeper = self._keeper, -1
-        files, self._files = self._files, []
-        for descriptor in (keeper, *files):
-            try:
-                os.close(descriptor)
-            except OSError:
-                pass  # there is none, or a listener has closed all that it found
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.close()
+        while self._files:
+            os.close(self._files.pop())
 
     def _enter_directory(self) -> None:
         """Go to the working directory; modules are still imported from where they were."""
@@ -311,6 +307,40 @@ class Daemonizer(Plugin):
             ) from exc
 
 
+class _Held:
+    """
+    A descriptor that is held while listeners run, who may close all that they find.
+
+    Its number may be given to another file then, which must be neither written to nor closed.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._file = os.fstat(descriptor)
+
+    def write(self, text: str) -> bool:
+        """Write *text*; return whether somebody can read it."""
+        try:
+            if self._is_there():
+                os.write(self._descriptor, text.encode(errors="backslashreplace"))
+                return True
+        except OSError:
+            pass
+        return False
+
+    def close(self) -> None:
+        """Close it, once."""
+        if self._is_there():
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+    def _is_there(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), self._file)
+        except OSError:
+            return False
+
+
 class _Tee:
     """
     A standard stream of Python's that for a while is written to the terminal as well.
@@ -320,7 +350,7 @@ class _Tee:
         terminal: A descriptor of its own; children do not get it.
     """
 
-    def __init__(self, name: str, terminal: int) -> None:
+    def __init__(self, name: str, terminal: _Held) -> None:
         self._name = name
         self._terminal = terminal
         self._file: Any = None
@@ -333,19 +363,11 @@ class _Tee:
     def end(self) -> None:
         """Give the place back, and leave the terminal; who still has this writes to the file."""
         self._replace(self, self._file)
-        terminal, self._terminal = self._terminal, -1
-        try:
-            os.close(terminal)
-        except OSError:
-            pass  # a listener has closed all that it found
+        self._terminal.close()
 
     def write(self, text: str) -> "Any":
         """Write *text* to both."""
-        if self._terminal >= 0:
-            try:
-                os.write(self._terminal, text.encode(errors="backslashreplace"))
-            except OSError:
-                pass  # nobody reads it any more
+        self._terminal.write(text)
         return self._file.write(text)
 
     def writelines(self, lines: Iterable[str]) -> None:

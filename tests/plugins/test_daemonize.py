@@ -582,20 +582,29 @@ def test_daemonizer_kills_a_daemon_that_neither_starts_nor_ends() -> None:
     assert "did not end when it was told to (a listener never returned): killed" in done.stderr
 
 
-def test_daemonizer_does_not_wait_for_a_daemon_that_closed_all_descriptors() -> None:
-    """One that can no longer tell is left running, after a moment, and the command says so."""
+def test_daemonizer_does_not_wait_for_a_daemon_that_closed_all_descriptors(tmp_path: Path) -> None:
+    """One that can no longer tell is left running, after a moment; it writes to no other file."""
     source = program(
         """
         from engine_bridge.plugins import daemonize
         daemonize.MOMENT = 0.1
         Daemonizer(engine).subscribe()
-        engine.subscribe("start", lambda: os.closerange(3, 1000))
+
+        @engine.subscribe("start")
+        def start():
+            os.closerange(3, 1000)
+            files = [open(f"file {number}", "w") for number in range(20)]
+            engine.subscribe("stop", files.clear)  # kept until then
+            print("not for them")
         """,
         STARTS,
     )
-    with launched(source) as process:
+    source = source.replace("Daemonizer(engine)", "Daemonizer(engine, directory=sys.argv[1])")
+    with launched(source, tmp_path) as process:
         assert process.wait_exit() == 1
         daemon = the_daemon(process)
+        assert {path.stat().st_size for path in tmp_path.glob("file *")} == {0}
+        assert len(list(tmp_path.glob("file *"))) == 20
         said = f"no daemon: process {daemon.pid} runs, but will never tell whether it has started"
         assert said in process.output()
 
