@@ -184,7 +184,8 @@ def test_failing_start_ends_uvicorn(app: str, workers: int, tmp_path: Path) -> N
     words = [str(word).replace("{port}", str(free_port())) for word in command(workers, [app])]
     env = {"APP_FAILS_UNTIL": "never"}
     with start_process(words, cwd=tmp_path, env=env) as process:
-        assert process.wait_exit() == (3 if workers == 1 else 0)  # uvicorn's choice
+        # The status is uvicorn's choice. With workers it waits 5 s for an answer of one that died.
+        assert process.wait_exit(15) == (3 if workers == 1 else 0)
         output = process.output()
     assert "Traceback" in output
     assert "RuntimeError: the database is down" in output
