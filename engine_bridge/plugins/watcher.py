@@ -30,6 +30,7 @@ BACKENDS = ("auto", "inotify", "watchfiles", "polling")
 STEP = 10  # milliseconds between two glances of watchfiles at what the system told
 BATCH = 100  # milliseconds for which it gathers, while more is told
 NET = 30.0  # seconds between two looks at everything without a hint
+RARELY = 4  # times as long between two searches for modules, where a sleep costs nothing else
 SHARE = 20  # polling takes one part in so many of a processor
 SETTLED = 0.25  # seconds of quiet after which several files, or one in parts, are complete
 PATIENCE = 5.0  # seconds to wait for quiet; what never rests must not hide the rest
@@ -235,9 +236,9 @@ class Told:
         self.effort = 0.0
 
     def wait(self, seconds: float) -> bool:
-        """Wait until something happens, *seconds* at most; return whether a look is due."""
+        """Wait until something happens, some *seconds* at most; return whether a look is due."""
         is_due = monotonic() > self._net
-        for event in self._inotify.wait(seconds):
+        for event in self._inotify.wait(seconds * RARELY):
             paths = [path for path, watch in self._watches.items() if watch == event.watch]
             if event.is_end:
                 for path in paths:
