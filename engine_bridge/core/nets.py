@@ -195,6 +195,7 @@ def end_engines() -> None:
         if engine.pid == os.getpid() and (engine.owes_exit or engine.in_transition):
             try:
                 signals.chain(engine)  # a server that returned has put back what kills at once
+                engine.notes.work_off()  # their thread may not have come to it
                 engine.exit()
             except (
                 BaseException

@@ -83,11 +83,12 @@ class Notes:
     def _become_thread(self) -> None:
         """Continue, outside the handler now, in a thread that Python's tools can see."""
         try:
-            threading.Thread(target=self._read, name="engine signals", daemon=True).start()
+            threading.Thread(target=self.work_off, name="engine signals", daemon=True).start()
         except RuntimeError:
             pass
 
-    def _read(self) -> None:
+    def work_off(self) -> None:
+        """Do what the notes ask for that nobody has taken yet."""
         wakes = 0
         while True:
             try:

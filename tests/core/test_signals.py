@@ -303,6 +303,22 @@ def test_a_predecessor_that_raises_is_raised(engine: Engine) -> None:
         signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
+def test_the_last_note_is_read_though_its_thread_comes_too_late() -> None:
+    """The main thread may be unwound, and at its end, before the thread that reads has begun."""
+    body = """
+    engine.subscribe("SIGTERM", partial(record, "SIGTERM"), priority=10)
+    engine.notes._start_reader = lambda: None
+    engine.start()
+    record("ready")
+    time.sleep(30)
+    """
+    with start_script(script(body), apart=True) as process:
+        process.wait_published("ready")
+        process.signal(signal.SIGTERM)
+        assert process.wait_exit() == 143
+    assert channels(process) == ["start", "SIGTERM", "drain", "stop", "exit"]
+
+
 def test_a_handler_between_two_of_ours_is_told_once() -> None:
     """A handler set later that calls ours, and that we call, gets one signal once, and so do we."""
     body = """
@@ -682,7 +698,7 @@ def test_a_note_of_an_earlier_life_ends_no_later_one(
         signal.raise_signal(signal.SIGTERM)
     engine.exit()
     engine.start()
-    engine.notes._read()
+    engine.notes.work_off()
     assert engine.ready
     plugin.unsubscribe()
 
