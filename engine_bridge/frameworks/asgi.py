@@ -9,6 +9,7 @@ Source:
 """
 
 import asyncio
+import logging
 import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
 from functools import partial
@@ -23,6 +24,7 @@ from engine_bridge.core.door import Door, Gate
 from engine_bridge.core.engine import Engine
 from engine_bridge.core.errors import EngineError, plain_text
 from engine_bridge.core.requests import new_token, set_current
+from engine_bridge.core.stacks import coroutine_stack
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
     Receive = Callable[[], Awaitable[Message]]
     Send = Callable[[Message], Awaitable[None]]
     Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+SLOW_AFTER = 5.0  # seconds without an answer to the lifespan, after which the log says so
 
 
 class EngineMiddleware:
@@ -138,7 +143,7 @@ class _Lifespan:
         self._receive = receive
         self._send = send
         self._door = Door(self._engine, "lifespan")
-        self._inner: _InnerLifespan | None = None
+        self._inner: InnerLifespan | None = None
 
     async def run(self) -> None:
         """Take the server through startup and shutdown."""
@@ -172,7 +177,7 @@ class _Lifespan:
             state = {}
             self._middleware.keep_state(state)
         state.update(self._engine.lifespan_state)  # before the application's own, which wins
-        self._inner = _InnerLifespan(self._middleware.app, {**self._scope, "state": state})
+        self._inner = InnerLifespan(self._middleware.app, {**self._scope, "state": state})
         try:
             await self._inner.start()
         except BaseException:
@@ -203,19 +208,22 @@ class _Lifespan:
             await self._inner.stop()
 
 
-class _InnerLifespan:
+class InnerLifespan:
     """
     The application's own lifespan, if it has one.
 
     One that raises before it has asked for a message does not know lifespans, as Django does not;
-    one that raises later has failed.
+    nor does one that answers as if to a request. One that raises later has failed.
+
+    Attributes:
+        supported: Whether it has started up, so that it is to shut down too.
     """
 
     def __init__(self, app: "Application", scope: "Scope") -> None:
         self._to_app: asyncio.Queue[Message] = asyncio.Queue()
         self._from_app: asyncio.Queue[Message | None] = asyncio.Queue()  # None: nothing will follow
         self._asked = False
-        self._supported = False
+        self.supported = False
         self._last_word = False
         self._error: BaseException | None = None
         self._task = asyncio.create_task(self._run(app, scope))
@@ -240,13 +248,14 @@ class _InnerLifespan:
 
     async def start(self) -> None:
         """Have the application start up; raise what keeps it from doing so."""
-        self._to_app.put_nowait({"type": "lifespan.startup"})
-        answer = await self._from_app.get()
+        answer = await self._ask("startup")
         if answer is None:
             if self._asked and self._error is not None:
                 raise EngineError("the application raised in its lifespan startup") from self._error
         elif answer["type"] == "lifespan.startup.complete":
-            self._supported = True
+            self.supported = True
+        elif answer["type"] != "lifespan.startup.failed":
+            await self.cancel()
         else:
             text = answer.get("message") or "no reason was given"
             error = await self._end()
@@ -254,16 +263,34 @@ class _InnerLifespan:
 
     async def stop(self) -> None:
         """Have the application shut down; raise what failed."""
-        if not self._supported:
+        if not self.supported:
             return
-        self._to_app.put_nowait({"type": "lifespan.shutdown"})
-        answer = await self._from_app.get()
+        answer = await self._ask("shutdown")
         error = self._error if answer is None else await self._end()
         if answer is not None and answer["type"] == "lifespan.shutdown.failed":
             text = answer.get("message") or "no reason was given"
             raise EngineError(f"the application's shutdown failed: {text}") from error
         if error is not None and not isinstance(error, asyncio.CancelledError):
             raise EngineError("the application raised in its lifespan shutdown") from error
+
+    async def _ask(self, kind: str) -> "Message | None":
+        """Have the application do *kind*; return what it says to it, None if it says nothing."""
+        self._to_app.put_nowait({"type": f"lifespan.{kind}"})
+        late = asyncio.get_running_loop().call_later(SLOW_AFTER, self._say_where, kind)
+        try:
+            return await self._from_app.get()
+        finally:
+            late.cancel()
+
+    def _say_where(self, kind: str) -> None:
+        """Name in the log what the server waits for."""
+        stack = "".join(coroutine_stack(self._task.get_coro()))
+        logging.getLogger("engine_bridge").warning(
+            "the application has not answered its lifespan %s for %g s:\n%s",
+            kind,
+            SLOW_AFTER,
+            stack,
+        )
 
     async def _end(self) -> BaseException | None:
         """Wait until the application has returned, or asks for what will never come."""

@@ -18,6 +18,7 @@ from processes import assert_once, attempt, get, publishes, run_server, wait_unt
 from engine_bridge import ChannelFailures, Engine, StartAborted, State
 from engine_bridge.core.aio import CANCEL_GRACE
 from engine_bridge.core.errors import WouldDeadlock
+from engine_bridge.frameworks import asgi
 from engine_bridge.frameworks.asgi import EngineMiddleware
 from engine_bridge.frameworks.wsgi import EngineMiddleware as WSGIMiddleware
 
@@ -48,6 +49,11 @@ async def refusing(scope: Scope, receive: Receive, send: Send) -> None:
     """Do as Django does."""
     if scope["type"] != "http":
         raise ValueError(f"Django can only handle ASGI/HTTP connections, not {scope['type']}.")
+    await answer(scope, send)
+
+
+async def taking_all_for_requests(scope: Scope, receive: Receive, send: Send) -> None:
+    """Never look at the type of the scope."""
     await answer(scope, send)
 
 
@@ -97,7 +103,9 @@ class Supporting:
                 return
 
 
-@pytest.mark.parametrize("app", [ignoring, refusing, RefusingAsgi2], ids=name_of)
+@pytest.mark.parametrize(
+    "app", [ignoring, refusing, RefusingAsgi2, taking_all_for_requests], ids=name_of
+)
 def test_lifespan_is_answered_for_applications_that_have_none(
     engine: Engine, heard: list[str], app: Any
 ) -> None:
@@ -214,6 +222,31 @@ def test_lifespan_failure_of_the_application_is_reported_and_ends_the_engine(
 
     asyncio.run(main())
     assert heard == ["start", "app startup", "drain", "stop", "exit"]
+
+
+@pytest.mark.parametrize("late", ["startup", "shutdown"])
+def test_lifespan_that_an_application_does_not_answer_is_logged_with_its_stack(
+    engine: Engine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    """An application that lets the server wait is named in the log, with the line it stands in."""
+    monkeypatch.setattr(asgi, "SLOW_AFTER", 0.01)
+
+    async def dawdling(scope: Scope, receive: Receive, send: Send) -> None:
+        if late == "shutdown":
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+        kind = (await receive())["type"]
+        await until(lambda: caplog.text)  # stands here
+        await send({"type": f"{kind}.complete"})
+
+    async def main() -> None:
+        async with lifespan(EngineMiddleware(dawdling, engine)):
+            pass
+
+    asyncio.run(main())
+    (told,) = caplog.messages
+    assert f"has not answered its lifespan {late} for 0.01 s" in told
+    assert "await until(lambda: caplog.text)  # stands here" in told
 
 
 @pytest.mark.parametrize("error", [LookupError("no database"), SystemExit("no database")])
