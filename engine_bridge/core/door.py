@@ -1,6 +1,7 @@
 """Doors: whatever starts an engine, and ends it again if it was the one who did."""
 
 import threading
+import weakref
 from time import monotonic
 
 from . import nets, signals
@@ -21,6 +22,23 @@ if TYPE_CHECKING:
 FIRST_DELAY, LONGEST_DELAY = 1.0, 60.0  # seconds between two tries of a failed lazy start
 CLOSED_RETRY_AFTER = 5.0  # seconds; a stopped engine says nothing of when it may start again
 
+# By application, the engine that its latest lifespan has opened.
+_engines_of: "weakref.WeakKeyDictionary[object, weakref.ref[Engine]]" = weakref.WeakKeyDictionary()
+
+
+def engine_of(app: object) -> "Engine | None":
+    """Return the engine whose `lifespan` the application *app* runs, or has run last."""
+    try:
+        found = _engines_of.get(app)
+    except TypeError:  # it has no hash, or cannot be referred to weakly
+        return None
+    return found() if found is not None else None
+
+
+def applications() -> list[object]:
+    """Return the applications that run, or have run, the `lifespan` of an engine."""
+    return list(_engines_of)
+
 
 class Door:
     """
@@ -29,9 +47,10 @@ class Door:
     As an async context manager it is a lifespan, and yields the state of the resources.
     """
 
-    def __init__(self, engine: "Engine", kind: str) -> None:
+    def __init__(self, engine: "Engine", kind: str, app: object = None) -> None:
         self.engine = engine
         self.kind = kind
+        self._app = app
         self._started_it = False
         self._pid = 0
 
@@ -91,6 +110,7 @@ class Door:
             raise StartAborted
 
     async def __aenter__(self) -> "dict[str, Any] | None":
+        self._note_application()
         try:
             await self.open_async()
         except ChannelFailures as exc:
@@ -107,6 +127,14 @@ class Door:
         traceback: "TracebackType | None",
     ) -> None:
         await self.close_async()
+
+    def _note_application(self) -> None:
+        if self._app is None:
+            return
+        try:
+            _engines_of[self._app] = weakref.ref(self.engine)
+        except TypeError:
+            pass  # as in `engine_of`
 
 
 class Gate:

@@ -400,7 +400,7 @@ class Engine(Lifecycle):
 
     def lifespan(self, app: "Any" = None) -> "AbstractAsyncContextManager[Any]":
         """Be the lifespan of an application: `Starlette(lifespan=engine.lifespan)`."""
-        return Door(self, "lifespan")
+        return Door(self, "lifespan", app)
 
     def resource(self, function: "Function") -> "Function":
         """

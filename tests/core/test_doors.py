@@ -1,7 +1,9 @@
 """`with engine:` and its kin."""
 
 import asyncio
+import gc
 import threading
+from functools import partial
 
 import pytest
 from actors import ALL, Call, Part, within
@@ -13,6 +15,7 @@ from engine_bridge import (
     StartAborted,
     State,
 )
+from engine_bridge.core.door import applications, engine_of
 
 
 def test_with_means_start_and_exit(notes: list[str]) -> None:
@@ -150,3 +153,39 @@ def test_lifespan_turns_system_exit_into_an_error() -> None:
 
     with pytest.raises(EngineError, match="exit with 3"):
         within(lambda: asyncio.run(main()))
+
+
+def test_lifespan_notes_whose_application_it_is() -> None:
+    """An application's engine is found from its first lifespan on, the latest one counts."""
+
+    class Application: ...
+
+    app, other = Application(), Application()
+    first, second = Engine(), Engine()
+
+    async def open_lifespan(engine: Engine, app: object) -> None:
+        async with engine.lifespan(app):
+            pass
+
+    assert engine_of(app) is None
+    for engine in (first, second):
+        within(partial(asyncio.run, open_lifespan(engine, app)))
+        assert engine_of(app) is engine
+    assert engine_of(other) is None
+    assert any(found is app for found in applications())
+    del second, engine
+    gc.collect()
+    assert engine_of(app) is None, "the application does not keep its engine alive"
+
+
+@pytest.mark.parametrize("app", [[], object()], ids=["no hash", "no weak references"])
+def test_lifespan_does_without_the_note_where_it_cannot_be_made(app: object) -> None:
+    """An application that cannot be a weak key is served all the same."""
+    engine = Engine()
+
+    async def main() -> None:
+        async with engine.lifespan(app):
+            assert engine.door == "lifespan"
+
+    within(lambda: asyncio.run(main()))
+    assert engine_of(app) is None
