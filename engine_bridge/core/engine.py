@@ -12,7 +12,7 @@ The engine: a process's lifecycle as a small state machine with channels.
 This file is what users and adapters call; `lifecycle.py` has the transitions.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 
 from . import nets, signals
 from .aio import whereabouts
@@ -239,7 +239,7 @@ class Engine(Lifecycle):
         if life is not None:
             life.settled.set()
 
-    async def until_drain(self, iterator: "AsyncIterator[T]") -> "AsyncIterator[T]":
+    async def until_drain(self, iterator: "AsyncIterator[T]") -> "AsyncGenerator[T, None]":
         """
         Yield what *iterator* yields until the engine drains.
 
