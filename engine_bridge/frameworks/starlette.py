@@ -23,7 +23,7 @@ from contextvars import ContextVar
 from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction, signature
 
 from starlette.requests import HTTPConnection
-from starlette.routing import Host, Mount, Route
+from starlette.routing import BaseRoute, Host, Mount, Route
 
 from engine_bridge.core import nets
 from engine_bridge.core import requests as in_flight
@@ -58,21 +58,24 @@ if TYPE_CHECKING:
 PROBES = ("livez", "readyz", "startupz")
 
 
-def __getattr__(name: str) -> "Any":
-    """Make `EngineDep` when somebody asks for it: it needs FastAPI, nothing else here does."""
-    if name != "EngineDep":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from typing import Annotated
+if not TYPE_CHECKING:  # who reads types shall miss what is not here
 
-    try:
-        from fastapi import Depends
-    except ModuleNotFoundError as exc:
-        if exc.name != "fastapi":
-            raise
-        raise EngineError(
-            "EngineDep wants FastAPI, which is not installed: pip install 'engine-bridge[fastapi]'"
-        ) from exc
-    return Annotated[Engine, Depends(get_engine)]
+    def __getattr__(name):
+        """Make `EngineDep` when somebody asks for it: it needs FastAPI, nothing else here does."""
+        if name != "EngineDep":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from typing import Annotated
+
+        try:
+            from fastapi import Depends
+        except ModuleNotFoundError as exc:
+            if exc.name != "fastapi":
+                raise
+            raise EngineError(
+                "EngineDep wants FastAPI, which is not installed: "
+                "pip install 'engine-bridge[fastapi]'"
+            ) from exc
+        return Annotated[Engine, Depends(get_engine)]
 
 
 # -- several lifespans as one --------------------------------------------------------------------
@@ -491,7 +494,7 @@ def _layers(app: "Any") -> Iterator[object]:
 # -- health --------------------------------------------------------------------------------------
 
 
-def health_routes(health: "HealthPlugin") -> list[Route]:
+def health_routes(health: "HealthPlugin") -> list[BaseRoute]:
     """
     Return routes for `/livez`, `/readyz` and `/startupz` that *health* answers.
 

@@ -2,11 +2,28 @@
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
 
 from journal import record
 from servers.apps.lifecycle import PAUSE, RELEASE, note_released
 
 from engine_bridge import engine
+
+
+async def ticks() -> AsyncIterator[bytes]:
+    """Yield events for ever."""
+    while True:
+        yield b"data: tick\n\n"
+        await asyncio.sleep(0.05)
+
+
+async def silence() -> AsyncIterator[bytes]:
+    """Yield one event, and then nothing for ever."""
+    yield b"data: tick\n\n"
+    await asyncio.Event().wait()
+
+
+STREAMS = {"/events": ticks, "/silence": silence}
 
 
 async def answer(path: str) -> bytes:

@@ -1,10 +1,9 @@
 """An ASGI application under test, wrapped in the engine's middleware."""
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from servers.apps.answers import answer
+from servers.apps.answers import STREAMS, answer
 from servers.apps.lifecycle import instrument
 
 from engine_bridge import engine
@@ -15,22 +14,6 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 instrument(engine)
-
-
-async def ticks() -> AsyncIterator[bytes]:
-    """Yield events for ever."""
-    while True:
-        yield b"data: tick\n\n"
-        await asyncio.sleep(0.05)
-
-
-async def silence() -> AsyncIterator[bytes]:
-    """Yield one event, and then nothing for ever."""
-    yield b"data: tick\n\n"
-    await asyncio.Event().wait()
-
-
-STREAMS = {"/events": ticks, "/silence": silence}
 
 
 async def respond(scope: Scope, receive: Receive, send: Send) -> None:
