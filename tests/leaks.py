@@ -5,11 +5,9 @@ Everything is compared with what was there before the test, so what pytest, xdis
 or a fixture of a wider scope hold does not matter. What is just ending gets a moment to end.
 """
 
-import gc
 import os
 import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -20,14 +18,12 @@ from processes import (
     kill_all,
     process_table,
     reap,
-    wait_until,
 )
 
-MOMENT = 2.0  # generous: it only passes when something is left
+from engine_bridge.testing.leaks import MOMENT, Found, Look, descriptors, left, threads
+
 FOLDERS = ("tests", "examples")
 SOURCES = {".py", ".md"}
-
-Found = dict[tuple[int, object], str]  # what tells it apart, how to name it
 
 
 def _table() -> dict[int, ProcessInfo]:
@@ -47,22 +43,6 @@ def _processes() -> Found:
     table = _table()
     found = descendants([os.getpid()], table)
     return {(pid, table[pid].started): f"process {table[pid]}" for pid in found if table[pid].alive}
-
-
-def _threads() -> Found:
-    """Return all threads, also those that `threading` does not know."""
-    names = {thread.native_id: repr(thread) for thread in threading.enumerate()}
-    tids = map(int, os.listdir("/proc/self/task"))
-    return {(tid, None): f"thread {tid} {names.get(tid, '')}" for tid in tids}
-
-
-def _descriptors() -> Found:
-    found: Found = {}
-    for number in map(int, os.listdir("/proc/self/fd")):
-        with suppress(FileNotFoundError):  # the descriptor that listed them
-            target = os.readlink(f"/proc/self/fd/{number}")
-            found[number, target] = f"descriptor {number}: {target}"
-    return found
 
 
 def _files(root: Path) -> Found:
@@ -89,19 +69,6 @@ def _below(folder: Path) -> Iterator[Path]:
             yield path
         elif not path.name.startswith(".") and path.name != "__pycache__":
             yield from _below(path)
-
-
-def _left(look: Callable[[], Found], before: Found, moment: float) -> Found:
-    """Return what *look* finds now and did not before, having given it a moment to go."""
-
-    def new() -> Found:
-        return {key: name for key, name in look().items() if key not in before}
-
-    if new():
-        gc.collect()  # what only a cycle still holds is no leak
-        with suppress(AssertionError):
-            wait_until(lambda: not new(), moment)
-    return new()
 
 
 @contextmanager
@@ -135,14 +102,14 @@ def nothing_left_behind(root: Path, moment: float = MOMENT) -> Iterator[None]:
             are left, they might be anybody's.
     """
     adopt_orphans()
-    looks: list[Callable[[], Found]] = [_processes, _threads, _descriptors, lambda: _files(root)]
+    looks: list[Look] = [_processes, threads, descriptors, lambda: _files(root)]
     before = [look() for look in looks]
     known = set(_table())
     complaints: list[str] = []
     with _same_signals(complaints):
         yield
     processes, *others = [
-        _left(look, seen, moment) for look, seen in zip(looks, before, strict=True)
+        left(look, seen, moment) for look, seen in zip(looks, before, strict=True)
     ]
     for found in (processes, *others):
         complaints += found.values()

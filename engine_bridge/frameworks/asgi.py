@@ -284,13 +284,16 @@ class InnerLifespan:
 
     def _say_where(self, kind: str) -> None:
         """Name in the log what the server waits for."""
-        stack = "".join(coroutine_stack(self._task.get_coro()))
         logging.getLogger("engine_bridge").warning(
             "the application has not answered its lifespan %s for %g s:\n%s",
             kind,
             SLOW_AFTER,
-            stack,
+            self.stack(),
         )
+
+    def stack(self) -> str:
+        """Return where the application stands."""
+        return "".join(coroutine_stack(self._task.get_coro()))
 
     async def _end(self) -> BaseException | None:
         """Wait until the application has returned, or asks for what will never come."""
