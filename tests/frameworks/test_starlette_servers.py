@@ -1,5 +1,6 @@
 """Starlette and FastAPI under a development server and a production server."""
 
+import re
 import signal
 from pathlib import Path
 
@@ -28,6 +29,8 @@ connect = pytest.importorskip("websockets.sync.client").connect
 GUNICORN_UVICORN = [*GUNICORN, "-k", "uvicorn_worker.UvicornWorker"]
 STARLETTE = "servers.apps.starlette:app"
 FASTAPI = "servers.apps.fastapi:app"
+GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "starlette.md"
+PROGRAM = re.compile("^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 RESTARTING = 1012  # the code with which a WebSocket is closed
 
 EVERY_APP = pytest.mark.parametrize(
@@ -103,6 +106,32 @@ def test_application_starts_once_drains_and_stops_once(
         closed.insert(1, "shop closed")
     assert seen[: len(opened)] == opened
     assert seen[-len(closed) :] == closed
+
+
+def test_program_of_the_guide_drains(tmp_path: Path) -> None:
+    """What the guide writes for streams, WebSockets, long polls and background work leaves."""
+    [program] = [block for block in PROGRAM.findall(GUIDE.read_text()) if "def export" in block]
+    (tmp_path / "app.py").write_text(program)
+    with (
+        run_server([*UVICORN, "app:app"], cwd=tmp_path) as server,
+        open_stream(server.port, "/events") as stream,
+        open_stream(server.port, "/export") as export,
+        connect(f"ws://127.0.0.1:{server.port}/talk") as websocket,
+    ):
+        stream.wait_first()
+        export.wait_first()
+        websocket.send("hello")
+        assert websocket.recv(5) == "hello"
+        polling = start_request(server.port, "/poll")
+        assert get(server.port).ok
+        server.signal(signal.SIGTERM)
+        assert stream.wait_end().ok
+        assert polling.result().status == 204
+        with pytest.raises(Exception, match=str(RESTARTING)):
+            websocket.recv(5)
+        assert export.wait_end().body.endswith(b"\n9999\n")
+        assert server.wait_exit() == -signal.SIGTERM
+        assert "Traceback" not in server.output()
 
 
 @EVERY_APP
