@@ -19,12 +19,14 @@ from math import ceil
 from asgiref.compatibility import guarantee_single_callable
 
 from engine_bridge import engine as default_engine
+from engine_bridge.core import records
 from engine_bridge.core.bus import is_async
-from engine_bridge.core.door import Door, Gate
+from engine_bridge.core.door import Door, Gate, engine_of
 from engine_bridge.core.engine import Engine
 from engine_bridge.core.errors import EngineError, plain_text
 from engine_bridge.core.requests import new_token, set_current
 from engine_bridge.core.stacks import coroutine_stack
+from engine_bridge.core.states import State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -184,6 +186,21 @@ class _Lifespan:
             await self._inner.cancel()
             await self._door.close_async()
             raise
+        self._warn_of_another_engine()
+
+    def _warn_of_another_engine(self) -> None:
+        """Say so if the application brings an engine of its own: few can have meant that."""
+        for app in (self._middleware.app, self._scope.get("app")):  # Starlette is around us, or in
+            other = engine_of(app)
+            if other is None or other is self._engine:
+                continue
+            if other.state is State.STARTED:
+                text = (
+                    f"two engines for {app!r}: requests count for that of EngineMiddleware only; "
+                    "give it that of the application's lifespan: EngineMiddleware(app, engine)"
+                )
+                warning = records.Message(text=text, level=records.WARNING, error=None)
+                self._engine.tell(warning)
 
     async def _stop(self) -> None:
         """Drain, have the application shut down, then exit: reverse of the start."""

@@ -23,7 +23,7 @@ from contextvars import ContextVar
 from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction, signature
 
 from starlette.requests import HTTPConnection
-from starlette.routing import BaseRoute, Host, Mount, Route
+from starlette.routing import BaseRoute, Host, Mount, Route, Router
 
 from engine_bridge.core import nets
 from engine_bridge.core import requests as in_flight
@@ -383,6 +383,7 @@ class _MountedApplication:
         self.state: dict[str, Any] = {}
         self._where = where or "/"
         self._outermost = outermost
+        self._is_router = isinstance(layers[-1], Router)
         self._inner: InnerLifespan | None = None
         # A middleware that was never meant to see a lifespan may fail on it: then without it.
         self._ways_in = layers[:1]
@@ -416,12 +417,14 @@ class _MountedApplication:
 
     def _scope(self) -> "dict[str, Any]":
         self.state.clear()
-        return {
+        scope: dict[str, Any] = {
             "type": "lifespan",
             "asgi": {"version": "3.0", "spec_version": "2.0"},
             "state": self.state,
-            "app": self._outermost,  # for a bare router; an application puts itself there
         }
+        if self._is_router:  # an application puts itself there
+            scope["app"] = self._outermost
+        return scope
 
     def _failed(self, what: str, error: EngineError) -> EngineError:
         text = f"the application mounted at {self._where} failed to {what}"

@@ -658,6 +658,20 @@ def test_mounted_lifespans_without_an_application_say_so() -> None:
         asyncio.run(main())
 
 
+def test_mounted_router_is_given_the_outermost_application() -> None:
+    """The lifespan of a bare router gets the application that it is part of."""
+    seen = []
+
+    @asynccontextmanager
+    async def life(app: object) -> AsyncIterator[None]:
+        seen.append(app)
+        yield
+
+    app = showing(mounted_lifespans, Mount("/router", Router(lifespan=life)))
+    with TestClient(app):
+        assert seen == [app]
+
+
 # health_routes
 
 
@@ -757,6 +771,29 @@ def test_current_engine_is_that_of_the_middleware(named: Naming, way: str, enter
         else:
             assert client.get("/").text == "2"
     assert not two.in_flight
+
+
+@pytest.mark.parametrize("way", ["add_middleware", "around", "mounted"])
+def test_two_engines_for_one_application_are_told(
+    named: Naming, way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A middleware with another engine than the lifespan's is warned of; a mounted one may have."""
+    one, two = named(1), named(2)
+    app: Any = engine_showing(lifespan=one.lifespan)
+    if way == "add_middleware":
+        app.add_middleware(EngineMiddleware, engine=two)
+    elif way == "around":
+        app = EngineMiddleware(app, two)
+    else:
+        app.router.lifespan_context = compose(one.lifespan, mounted_lifespans)
+        app.mount("/sub", EngineMiddleware(engine_showing(), two))
+    with TestClient(app):
+        if way == "mounted":
+            assert caplog.messages == []
+            return
+    (told,) = caplog.messages
+    assert "two engines for <starlette.applications.Starlette object" in told
+    assert "give it that of the application's lifespan: EngineMiddleware(app, engine)" in told
 
 
 def test_current_engine_of_a_mounted_application_is_that_around_it(named: Naming) -> None:
