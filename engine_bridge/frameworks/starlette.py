@@ -17,6 +17,7 @@ from collections.abc import (
     Iterator,
     Mapping,
     MutableMapping,
+    Sequence,
 )
 from contextlib import AbstractAsyncContextManager, AsyncContextDecorator, asynccontextmanager
 from contextvars import ContextVar
@@ -130,19 +131,24 @@ class _OpenComposed:
                     self._doors.append(context)
                 state.update(_as_state(name, await self._stack.enter(name, context)))
         except BaseException as exc:
-            await self._stack.leave(exc)
+            await self._leave(exc)
             raise
         return state or None  # not every server has a state to put even an empty one into
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        await self._leave(error)
+
+    async def _leave(self, error: BaseException | None) -> None:
         # What was started within the engine's lifespan, and ends before it, may wait for the drain.
-        try:
-            for door in self._doors:
+        failures: list[Exception] = []
+        for door in self._doors:
+            try:
                 await door.drain_async()
-        except BaseException as exc:
-            await self._stack.leave(exc)
-            raise
-        await self._stack.leave(error)
+            except Exception as exc:
+                failures.append(exc)
+            except BaseException as exc:  # as in `_Stack.leave`
+                error = exc
+        await self._stack.leave(error, failures)
 
 
 class _Stack:
@@ -160,14 +166,16 @@ class _Stack:
         self._entered.append((name, context))
         return value
 
-    async def leave(self, error: BaseException | None) -> None:
+    async def leave(
+        self, error: BaseException | None, failures: "Sequence[Exception]" = ()
+    ) -> None:
         """
-        Leave what was entered; raise what fails, together with *error* that led here.
+        Leave what was entered; raise what fails, with *failures*, and *error* that led here.
 
         None of them is told of *error*: it is not theirs, and thrown at their `yield` it would have
         those that do without `try … finally` leave open what they opened.
         """
-        failures: list[Exception] = []
+        failures = list(failures)
         while self._entered:
             name, context = self._entered.pop()
             try:

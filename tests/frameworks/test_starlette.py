@@ -140,8 +140,9 @@ def test_compose_gives_requests_the_state(engine: Engine, way: str) -> None:
         assert engine.wait(State.EXITING, 0)
 
 
-def test_compose_drains_before_anything_ends(engine: Engine) -> None:
-    """What is left before the engine exits may wait for the drain, which nothing else announces."""
+@pytest.mark.parametrize("fails", [False, True])
+def test_compose_drains_before_anything_ends(engine: Engine, notes: list[str], fails: bool) -> None:
+    """What is left before the engine exits may wait for the drain, also when a start fails."""
 
     @asynccontextmanager
     async def working(app: object) -> AsyncIterator[None]:
@@ -149,7 +150,38 @@ def test_compose_drains_before_anything_ends(engine: Engine) -> None:
         yield
         assert await task
 
-    run(compose(compose(engine.lifespan), working))
+    life = compose(compose(engine.lifespan), working)
+    if not fails:
+        run(life)
+        return
+    with pytest.raises(LookupError):
+        run(compose(life, noting(notes, "broken", startup=LookupError())))
+
+
+@pytest.mark.parametrize("error", [LookupError("no database"), asyncio.CancelledError()])
+def test_compose_leaves_all_although_the_drain_fails(
+    engine: Engine, notes: list[str], error: BaseException
+) -> None:
+    """A drain that fails, or is given up, keeps no lifespan from its end, and is told."""
+
+    @engine.subscribe("drain")
+    async def fail() -> None:
+        raise error
+
+    life = compose(engine.lifespan, noting(notes, "a", shutdown=ValueError("a")))
+
+    async def main() -> list[str]:
+        try:
+            async with life(None):
+                pass
+        except BaseException as exc:
+            return names(flatten(exc))
+        raise AssertionError
+
+    told = asyncio.run(main())
+    assert notes == ["+a", "-a"]
+    assert engine.state is State.EXITING
+    assert type(error).__name__ in told
 
 
 def test_compose_leaves_all_whatever_fails_to_start(notes: list[str]) -> None:
