@@ -445,7 +445,7 @@ def test_in_flight(engine):
     test_in_flight.body = body  # neither read nor closed
 
 def test_leak(no_leaks):
-    threading.Thread(target=threading.Event().wait, args=[4], name="forgotten").start()
+    threading.Thread(target=threading.Event().wait, name="forgotten", daemon=True).start()
 """
 
 
@@ -457,7 +457,7 @@ def run_pytest(folder: Path, source: str) -> tuple[int, str]:
     command = [sys.executable, "-m", "pytest", *options, "."]
     env = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     with start_process(command, cwd=folder, env=env) as process:
-        status = process.wait_exit()
+        status = process.wait_exit(15)
         return status, process.output()
 
 

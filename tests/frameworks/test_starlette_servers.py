@@ -160,7 +160,7 @@ def fail(command: list[str], app: str, folder: Path, **env: str) -> tuple[str, l
     need(command, app)
     words = [str(word).replace("{port}", str(free_port())) for word in [*command, app]]
     with start_process(words, cwd=folder, env=env) as process:
-        assert process.wait_exit() == 3
+        assert process.wait_exit(15) == 3
         output = process.output()
     assert "Traceback" in output
     (seen,) = process.published().values()
