@@ -192,9 +192,7 @@ class _Lifespan:
         """Say so if the application brings an engine of its own: few can have meant that."""
         for app in (self._middleware.app, self._scope.get("app")):  # Starlette is around us, or in
             other = engine_of(app)
-            if other is None or other is self._engine:
-                continue
-            if other.state is State.STARTED:
+            if other is not None and other is not self._engine and other.state is State.STARTED:
                 text = (
                     f"two engines for {app!r}: requests count for that of EngineMiddleware only; "
                     "give it that of the application's lifespan: EngineMiddleware(app, engine)"

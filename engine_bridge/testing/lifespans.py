@@ -92,11 +92,9 @@ async def _in_time(
     import asyncio
 
     try:
-        async with asyncio.timeout(timeout) as limit:
-            await half
+        async with asyncio.timeout(timeout):
+            await half  # which raises no TimeoutError of its own
     except TimeoutError:
-        if not limit.expired():
-            raise
         raise EngineError(
             f"the application has not completed its lifespan {name} within {timeout:g} s; "
             f"it stands here:\n{life.stack()}"

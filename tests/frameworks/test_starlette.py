@@ -377,9 +377,12 @@ def test_compose_names_the_function_that_returns_no_context(notes: list[str]) ->
     def looks_like_one(app: object) -> int:
         return 7
 
-    with pytest.raises(EngineError, match=r"looks_like_one returned 7, which is no async context"):
-        run(compose(noting(notes, "a"), looks_like_one))  # type: ignore[arg-type]  # likewise
-    assert notes == ["+a", "-a"]
+    wrong: list[Any] = [looks_like_one, iter]  # the second does not even say what it takes
+    for function in wrong:
+        told = f"{function.__name__} returned .*, which is no async context manager"
+        with pytest.raises(EngineError, match=told):
+            run(compose(noting(notes, "a"), function))
+    assert notes == ["+a", "-a"] * 2
 
 
 # mounted_lifespans
@@ -489,7 +492,7 @@ def test_mounted_lifespans_give_each_application_its_own_state(notes: list[str])
     assert TestClient(app).get("/one/").json() == {}, "a state ends with its lifespan"
 
 
-def test_mounted_lifespans_of_two_lives_at_once_do_not_mix(notes: list[str]) -> None:
+def test_mounted_lifespans_of_two_lives_at_once_end_apart(notes: list[str]) -> None:
     """Two clients of one application have a life each; the end of one leaves the other alone."""
     app = showing(mounted_lifespans, Mount("/sub", showing(noting(notes, "s", state={"sub": 1}))))
     first, second = TestClient(app), TestClient(app)
