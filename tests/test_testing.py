@@ -287,6 +287,8 @@ def test_no_leaks_passes_what_ends_in_a_moment() -> None:
     with no_leaks():
         threading.Thread(target=threading.Event().wait, args=[0.05]).start()
         Holder()
+    with no_leaks(moment=0):
+        Holder()
 
 
 def test_no_leaks_names_all_that_is_left() -> None:

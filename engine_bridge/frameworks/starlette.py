@@ -520,7 +520,7 @@ def health_routes(health: "HealthPlugin") -> list[BaseRoute]:
             "health_routes(Health(engine)), with engine_bridge.plugins.Health"
         )
     endpoint = _Endpoint(health.asgi)
-    return [Route(f"/{name}", endpoint, name=name, include_in_schema=False) for name in PROBES]
+    return [Route(f"/{name}", endpoint, name=name) for name in PROBES]
 
 
 class _Endpoint:

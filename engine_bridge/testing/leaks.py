@@ -83,7 +83,7 @@ def _looks(look: Look, before: Found, moment: float) -> Iterator[Found]:
     while True:
         found = {key: name for key, name in look().items() if key not in before}
         yield found
-        if not found or time.monotonic() > deadline:
+        if not found or (collected and time.monotonic() > deadline):
             return
         if not collected:
             gc.collect()  # what only a cycle still holds is no leak
