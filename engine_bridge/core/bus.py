@@ -125,6 +125,11 @@ class Bus:
             if len(kept) != len(now):
                 self._set_listeners(channel, kept)
 
+    @property
+    def listeners(self) -> dict[str, tuple[Listener, ...]]:
+        """The listeners of each channel that has any, in the order in which they are called."""
+        return {channel: found for channel, found in tuple(self._listeners.items()) if found}
+
     def _set_listeners(self, channel: str, listeners: tuple[Listener, ...]) -> None:
         self._listeners[channel] = listeners
         self._calls[channel] = self._plain_calls(channel)

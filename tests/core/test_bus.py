@@ -177,6 +177,19 @@ def test_unsubscribing_a_stranger_does_nothing() -> None:
     assert engine.publish("work", "abc") == [3]
 
 
+def test_listeners_are_told_by_channel_in_order(notes: list[str]) -> None:
+    """`listeners` names who listens to what; a channel that everybody left is not there."""
+    engine = Engine()
+    late, early = noting(notes, "late"), noting(notes, "early")
+    engine.subscribe("work", late)
+    engine.subscribe("work", early, 10)
+    engine.subscribe("rest", late)
+    engine.unsubscribe("rest", late)
+    found = engine.listeners
+    assert list(found) == ["work"]
+    assert [(each.call, each.order[0]) for each in found["work"]] == [(early, 10), (late, 50)]
+
+
 def test_listener_that_leaves_and_comes_back_is_last(notes: list[str]) -> None:
     """Who unsubscribes gives up the place."""
     engine = Engine()
