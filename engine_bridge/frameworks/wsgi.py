@@ -42,7 +42,7 @@ class EngineMiddleware:
         _check(app)
         self.app = app
         self.engine = default_engine if engine is None else engine
-        self._gate = Gate(self.engine, "wsgi")
+        self.gate = Gate(self.engine, "wsgi")
 
     def __call__(
         self, environ: "WSGIEnvironment", start_response: "StartResponse"
@@ -56,7 +56,7 @@ class EngineMiddleware:
         finish = None
         try:
             if not engine.serves:
-                retry_after = self._gate.admit()
+                retry_after = self.gate.admit()
                 if retry_after is not None:
                     requests.end(token)
                     return _unavailable(retry_after, start_response)

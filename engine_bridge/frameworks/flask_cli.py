@@ -1,0 +1,168 @@
+"""
+The commands `flask engine status | check | graceful`.
+
+They run in a process of their own, beside the one that serves, which they know by its PID file.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from inspect import signature
+
+import click
+import flask
+from flask.cli import AppGroup
+
+from engine_bridge.core.bus import Listener
+from engine_bridge.core.engine import Engine
+from engine_bridge.core.errors import EngineError
+from engine_bridge.frameworks import mainprocess
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PIDFILE = "ENGINE_PIDFILE"
+# Source: Linux Standard Base, "Init Script Actions", on the action `status`.
+NOT_RUNNING, UNKNOWN = 3, 4
+WITHOUT_ARGUMENTS = ("start", "drain", "stop", "exit", "graceful", "main", "fork")
+PARAMETERS = ("slow_after", "start_timeout", "stop_timeout", "drain_delay", "drain_timeout")
+
+commands = AppGroup("engine", help="Tell of the application's engine, or tell it something.")
+
+
+@commands.command()
+def status() -> None:
+    """
+    Show the main process and the listeners.
+
+    Exit status: 0 it runs, 3 it does not, 4 that is not known for want of a PID file.
+    """
+    engine, path = _engine(), _pidfile()
+    pid = _main_process(path)
+    _show(engine, _about(path, pid))
+    if path is None:
+        sys.exit(UNKNOWN)
+    sys.exit(0 if pid else NOT_RUNNING)
+
+
+@commands.command()
+def check() -> None:
+    """
+    Show what would run, and whether it can.
+
+    Exit status: 0 nothing is wrong, 1 something is.
+    """
+    engine, path = _engine(), _pidfile()
+    facts = {"application": flask.current_app.name}
+    facts |= {name: f"{getattr(engine, name):g} s" for name in PARAMETERS}
+    _show(engine, facts | {"PID file": "none" if path is None else path})
+    complaints = [*_complaints(engine.listeners), *_complaints_about(path)]
+    click.echo()
+    for complaint in complaints:
+        click.echo(f"Error: {complaint}", err=True)
+    if complaints:
+        sys.exit(1)
+    click.echo("Nothing is wrong.")
+
+
+@commands.command()
+def graceful() -> None:
+    """
+    Have the main process reopen logs and read configuration again, by SIGUSR1.
+
+    Exit status: 0 it was told, 1 it cannot be, 3 it does not run, 4 that is not known.
+    """
+    path = _pidfile()
+    if path is None:
+        click.echo(f"Error: no PID file is known: set app.config[{PIDFILE!r}]", err=True)
+        sys.exit(UNKNOWN)
+    pid = _main_process(path)
+    if not pid:
+        click.echo(f"Error: not running: nobody holds {path}", err=True)
+        sys.exit(NOT_RUNNING)
+    try:
+        mainprocess.tell(pid, signal.SIGUSR1)
+    except EngineError as exc:
+        raise click.ClickException(str(exc)) from exc
+    click.echo(f"Told process {pid}.")
+
+
+# -- what they find out --------------------------------------------------------------------------
+
+
+def _engine() -> Engine:
+    engine: Engine = flask.current_app.extensions["engine"]
+    return engine
+
+
+def _pidfile() -> str | None:
+    """Return the path of the PID file: as configured, else that of a plugin that has one."""
+    configured: str | os.PathLike[str] | None = flask.current_app.config.get(PIDFILE)
+    if configured is not None:
+        return os.path.abspath(configured)
+    for listener in _engine().listeners.get("start", ()):
+        path = getattr(listener.owner, "pidfile", None)
+        if isinstance(path, str):
+            return path
+    return None
+
+
+def _main_process(path: str | None) -> int:
+    try:
+        return 0 if path is None else mainprocess.find(path)
+    except EngineError as exc:
+        raise click.ClickException(str(exc)) from exc
+
+
+def _complaints(channels: "Mapping[str, tuple[Listener, ...]]") -> Iterator[str]:
+    """Say which listeners of the engine's own channels cannot be called as they will be."""
+    for channel in WITHOUT_ARGUMENTS:
+        for listener in channels.get(channel, ()):
+            try:
+                signature(listener.call).bind()
+            except TypeError as exc:
+                yield (
+                    f"{listener.name} cannot be called on {channel!r}, "
+                    f"where listeners get no arguments: {exc}"
+                )
+            except ValueError:
+                pass  # made in C: it does not say what it takes
+
+
+def _complaints_about(path: str | None) -> Iterator[str]:
+    folder = os.path.dirname(path or "/")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        fault = "may not be written to" if os.path.isdir(folder) else "is no directory"
+        yield f"no PID file can be made: {folder} {fault}"
+
+
+# -- what they show ------------------------------------------------------------------------------
+
+
+def _about(path: str | None, pid: int) -> dict[str, str]:
+    if path is None:
+        return {"state": f"unknown: no PID file is known, set app.config[{PIDFILE!r}]"}
+    if pid:
+        return {"state": "running", "main process": str(pid), "PID file": path}
+    return {"state": "not running", "PID file": path}
+
+
+def _show(engine: Engine, facts: dict[str, str]) -> None:
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        click.echo(f"{name:<{width}}  {value}")
+    order = {channel: place for place, channel in enumerate(WITHOUT_ARGUMENTS)}
+    channels = dict(
+        sorted(engine.listeners.items(), key=lambda item: order.get(item[0], len(order)))
+    )
+    if not channels:
+        return
+    click.echo("\nlisteners, in order, with their priorities")
+    width = max(map(len, channels))
+    for channel, listeners in channels.items():
+        name = channel
+        for listener in listeners:
+            click.echo(f"  {name:<{width}}  {listener.order[0]:>3g}  {listener.name}")
+            name = ""
