@@ -2,17 +2,24 @@
 The commands `flask engine status | check | graceful`.
 
 They run in a process of their own, beside the one that serves, which they know by its PID file.
+An entry point brings them to `flask`, so that they can tell when the application cannot be loaded;
+in `app.cli` they are for `app.test_cli_runner()`.
+
+Source:
+    Flask, "Command Line Interface", plugins: entry points of the group `flask.commands`.
 """
 
 import os
 import signal
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
+from functools import wraps
 from inspect import signature
 
 import click
 import flask
-from flask.cli import AppGroup
+from flask.cli import AppGroup, ScriptInfo
 
 from engine_bridge.core.bus import Listener
 from engine_bridge.core.engine import Engine
@@ -29,10 +36,43 @@ NOT_RUNNING, UNKNOWN = 3, 4
 WITHOUT_ARGUMENTS = ("start", "drain", "stop", "exit", "graceful", "main", "fork")
 PARAMETERS = ("slow_after", "start_timeout", "stop_timeout", "drain_delay", "drain_timeout")
 
+
+def _with_engine(command: "Callable[[], None]") -> "Callable[[], None]":
+    """Have the application at hand while *command* runs; say why it cannot be."""
+
+    @click.pass_context
+    @wraps(command)
+    def run(context: click.Context) -> None:
+        if not flask.has_app_context():
+            context.with_resource(_load(context).app_context())
+        if not isinstance(flask.current_app.extensions.get("engine"), Engine):
+            raise click.ClickException(
+                f"the application {flask.current_app.name!r} has no engine; "
+                "give it one: EngineBridge(app)"
+            )
+        command()
+
+    return run
+
+
+def _load(context: click.Context) -> flask.Flask:
+    try:
+        return context.ensure_object(ScriptInfo).load_app()
+    except click.ClickException as exc:
+        raise click.ClickException(exc.format_message()) from exc  # of exit status 1
+    except Exception as exc:
+        place = traceback.extract_tb(exc.__traceback__)[-1]
+        raise click.ClickException(
+            f"the application cannot be loaded: {type(exc).__name__}: {exc} "
+            f"({place.filename}, line {place.lineno}, in {place.name})"
+        ) from exc
+
+
 commands = AppGroup("engine", help="Tell of the application's engine, or tell it something.")
 
 
-@commands.command()
+@commands.command(with_appcontext=False)
+@_with_engine
 def status() -> None:
     """
     Show the main process and the listeners.
@@ -47,7 +87,8 @@ def status() -> None:
     sys.exit(0 if pid else NOT_RUNNING)
 
 
-@commands.command()
+@commands.command(with_appcontext=False)
+@_with_engine
 def check() -> None:
     """
     Show what would run, and whether it can.
@@ -67,7 +108,8 @@ def check() -> None:
     click.echo("Nothing is wrong.")
 
 
-@commands.command()
+@commands.command(with_appcontext=False)
+@_with_engine
 def graceful() -> None:
     """
     Have the main process reopen logs and read configuration again, by SIGUSR1.

@@ -51,11 +51,11 @@ def prepare(engine: Engine) -> None:
 def _role() -> str:
     """Return the role of a process of `flask run`; nothing for what else there is."""
     context = click.get_current_context(silent=True)
-    if context is None or context.info_name != "run":
+    if context is None or context.info_name != "run" or "reload" not in context.params:
         return ""
     if context.find_object(flask.cli.ScriptInfo) is None:
         return ""  # another program that has a `run`
-    reloads = context.params.get("reload")
+    reloads = context.params["reload"]
     if reloads is None:
         reloads = flask.helpers.get_debug_flag()
     return "reloader" if reloads and not serving.is_running_from_reloader() else "worker"

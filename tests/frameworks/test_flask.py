@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import gc
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -361,6 +362,13 @@ def test_health_blueprint_answers_probes(engine: Engine) -> None:
 # -- servers -------------------------------------------------------------------------------------
 
 
+def _is_default(pid: int, signum: int) -> bool:
+    """Say whether process *pid* leaves a signal to the system: our handler has given it back."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = int(re.findall(r"^SigCgt:\s*(\w+)$", status, re.MULTILINE)[0], 16)
+    return not caught >> (signum - 1) & 1
+
+
 @EVERY_SERVER
 def test_starts_and_stops_once(
     command: list[str], signum: int, ready: Ready, status: int, tmp_path: Path
@@ -384,6 +392,18 @@ def test_starts_and_stops_once(
     assert life == ["context", "start", "held", "drain", "released", "stop", "worked", "exit"]
     assert ("request" in seen) == (ready is ASKED), "only a lazy start needs one"
     assert_answered_before_stop(server)
+
+
+def test_signal_during_the_start_aborts_it(tmp_path: Path) -> None:
+    """`flask run` told to go while it starts takes back what has started; the status stays."""
+    command = [*FLASK, "--app", APP, *RUN]
+    env = {"APP_START_WAITS": "go"}
+    with run_server(command, cwd=tmp_path, env=env, ready=publishes("context")) as server:
+        server.signal(signal.SIGTERM)
+        server.wait(lambda: _is_default(server.pid, signal.SIGTERM), 5, "the signal was heard")
+        (tmp_path / "go").touch()
+        assert server.wait_exit() == -signal.SIGTERM
+    assert server.published() == {server.pid: ["context", "stop", "worked", "exit"]}
 
 
 @EAGER
@@ -583,6 +603,26 @@ def test_bad_setting_is_a_sentence_at_the_command_line(tmp_path: Path) -> None:
     assert process.output().strip() == (
         "Error: app.config['ENGINE_DRAIN_TIMEOUT'] wants seconds, 0 or more; got 'soon'"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            "def create_app(): raise KeyError('DATABASE')",
+            r"KeyError: 'DATABASE' \(.*app.py, line 1, in c",
+        ),
+        ("import nowhere", "No module named 'nowhere'"),
+        ("from flask import Flask; app = Flask('shop')", "'shop' has no engine; give it one"),
+    ],
+)
+def test_check_of_what_cannot_be_loaded(text: str, sentence: str, tmp_path: Path) -> None:
+    """`flask engine check` says why the application cannot be had, with status 1."""
+    (tmp_path / "app.py").write_text(text)
+    with start_process([*FLASK, "engine", "check"], cwd=tmp_path) as process:
+        assert process.wait_exit() == 1
+    assert re.match("Error: ", process.output())
+    assert re.search(sentence, process.output())
 
 
 # -- flask engine --------------------------------------------------------------------------------
