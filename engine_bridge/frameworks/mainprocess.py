@@ -14,6 +14,8 @@ import stat
 
 from engine_bridge.core.errors import EngineError
 
+MAX_PID = 2**31 - 1  # pid_t
+
 try:
     import fcntl
 except ImportError:  # pragma: no cover  # Windows
@@ -44,7 +46,7 @@ def find(path: "str | os.PathLike[str]") -> int:
         text = os.pread(fd, 32, 0).strip()
     finally:
         os.close(fd)
-    if not text.isdigit() or not int(text):
+    if not text.isdigit() or not 0 < int(text) <= MAX_PID:
         raise EngineError(
             f"{path} is held, but names no process: {text.decode('ascii', 'replace')!r}"
         )
@@ -67,6 +69,8 @@ def tell(pid: int, signum: signal.Signals) -> None:
     Raises:
         EngineError: It does not catch the signal, is gone, or is somebody else's.
     """
+    if pid <= 0:  # kill(2): that would be a group, or all processes there are
+        raise EngineError(f"{pid} is not the number of a process")
     if not _catches(pid, signum):
         raise EngineError(
             f"process {pid} does not listen to {signum.name}; "
@@ -89,5 +93,5 @@ def _catches(pid: int, signum: int) -> bool:
         with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
             fields = dict(line.split(":", 1) for line in file if ":" in line)
     except OSError:
-        return True
+        return not os.path.exists("/proc/self/status")
     return bool(int(fields["SigCgt"], 16) >> (signum - 1) & 1)

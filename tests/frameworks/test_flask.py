@@ -45,6 +45,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from engine_bridge import Engine, EngineError, State
 from engine_bridge.core import signals
 from engine_bridge.core.errors import ListenerError
+from engine_bridge.frameworks import mainprocess
 from engine_bridge.frameworks.wsgi import EngineMiddleware
 from engine_bridge.plugins import PIDFile
 
@@ -114,6 +115,7 @@ def test_init_app_twice_is_as_good_as_once(engine: Engine) -> None:
     calls: list[str] = []
     bridge.subscribe("start", lambda: calls.append("start"))
     bridge.init_app(app, engine)
+    app.wsgi_app = ProxyFix(app.wsgi_app)
     EngineBridge(app, engine)
     assert app.test_client().get("/").text == "STARTED 1"
     assert calls == ["start"]
@@ -420,6 +422,9 @@ def test_failing_start_ends_the_server(command: list[str], status: int, tmp_path
     assert f"exit code {status}:" in report
     assert "fail_if_asked_to failed on 'start': RuntimeError: the database is down" in report
     assert "Traceback" in report
+    if status == 1:
+        last_word = "The engine did not start: start failed: RuntimeError: the database is down\n"
+        assert report.count("Traceback") == report.count(last_word) == 1
     assert not pidfile.exists()
 
 
@@ -523,10 +528,21 @@ def test_20_reloads_are_20_lives(tmp_path: Path) -> None:
     assert server.pid not in server.published()
 
 
+SLOW_STOP = """
+import time
+from journal import record
+
+@engine.subscribe("stop")
+def take_longer_than_the_parent_waits():
+    time.sleep(0.6)
+    record("slept")
+"""
+
+
 @pytest.mark.parametrize("how", ["term", "int", "ctrl-c", "term to the child"])
 def test_reloaders_child_stops_in_its_own_time(how: str, tmp_path: Path) -> None:
     """Told to go, the reloader waits: the request in flight is answered, then the engine stops."""
-    local_app(tmp_path, "import time\nengine.subscribe('stop', lambda: time.sleep(0.4))\n")
+    local_app(tmp_path, SLOW_STOP)
     with run_server([*FLASK, "--debug", *RUN], cwd=tmp_path, ready=answers()) as server:
         held = hold_request(server)
         match how:
@@ -540,7 +556,7 @@ def test_reloaders_child_stops_in_its_own_time(how: str, tmp_path: Path) -> None
         release(tmp_path)
         assert held.result().ok
         assert server.wait_exit() == 0
-    assert_once(server, *LIFE, count=1)
+    assert_once(server, "start", "drain", "slept", "stop", "exit", count=1)
     assert_answered_before_stop(server)
 
 
@@ -775,14 +791,22 @@ def test_what_is_no_pidfile_is_refused(
     assert f"Error: {sentence.format(path=path)}" in output
 
 
-def test_held_file_that_names_nobody_is_refused(app: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["nobody", "", "0", "99999999999"])
+def test_held_file_that_names_nobody_is_refused(text: str, app: Any, tmp_path: Path) -> None:
     """A file that somebody holds without having written a process number is told."""
     path = tmp_path / "app.pid"
-    path.write_text("-1\n")
+    path.write_text(f"{text}\n")
     with path.open() as file:
         fcntl.flock(file, fcntl.LOCK_SH)
-        status, output = invoke(app, "graceful")
-    assert (status, output) == (1, f"Error: {path} is held, but names no process: '-1'\n")
+        status, output = invoke(app, "status")  # which sends no signal, should this ever fail
+    assert (status, output) == (1, f"Error: {path} is held, but names no process: {text!r}\n")
+
+
+@pytest.mark.parametrize("pid", [-1, 0])
+def test_signal_for_groups_is_refused(pid: int) -> None:
+    """A number that kill(2) takes for a group, or for everybody, is refused."""
+    with pytest.raises(EngineError, match=f"^{pid} is not the number of a process"):
+        mainprocess.tell(pid, signal.SIGURG)  # which harms nobody, should this ever fail
 
 
 def test_check_says_what_would_run(app: Any, engine: Engine, tmp_path: Path) -> None:
