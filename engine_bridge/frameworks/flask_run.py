@@ -138,8 +138,8 @@ def _waiting(call: "Any") -> "Any":
             try:
                 return child.wait()
             except BaseException:
-                child.terminate()  # one that Ctrl-C has reached as well hears this no more
                 try:
+                    child.terminate()  # one that Ctrl-C has reached as well hears this no more
                     child.wait()
                 except BaseException:
                     child.kill()

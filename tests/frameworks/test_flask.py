@@ -506,7 +506,7 @@ def wait_serving(server: Server, life: int) -> None:
     server.wait(lambda: attempt(server.port).ok, 10, "it answers")
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)  # 20 processes in a row, each of which imports Flask
 @pytest.mark.slow
 def test_20_reloads_are_20_lives(tmp_path: Path) -> None:
     """Each reload stops the engine that was there and starts one; the parent has none."""
