@@ -101,7 +101,7 @@ class EngineBridge:
 
     Args:
         app: The application; without one, hand it to `init_app` later.
-        engine: Its engine; the default one of the package if none is given.
+        engine: Its engine, as for `init_app`.
 
     Raises:
         EngineError: What `init_app` says.
@@ -119,15 +119,16 @@ class EngineBridge:
 
         Args:
             app: The application.
-            engine: As above.
+            engine: Its engine; without one the engine that it has, else the package's default one.
 
         Raises:
-            EngineError: *app* is no Flask application, has another engine already, or *engine* is
+            EngineError: *app* is no Flask application or has another engine already, or *engine* is
                 none.
             SettingError: A configuration key that begins with `ENGINE_` is unknown, or its value
                 not what it should be.
         """
-        engine = default_engine if engine is None else engine
+        if engine is None:
+            engine = getattr(app, "extensions", {}).get("engine", default_engine)
         _check(app, engine)
         settings = _settings(app)
         for name, value in settings.items():

@@ -174,7 +174,9 @@ def _complaints(channels: "Mapping[str, tuple[Listener, ...]]") -> Iterator[str]
 
 
 def _complaints_about(path: str | None) -> Iterator[str]:
-    folder = os.path.dirname(path or "/")
+    if path is None:
+        return
+    folder = os.path.dirname(path)
     if not os.access(folder, os.W_OK | os.X_OK):
         fault = "may not be written to" if os.path.isdir(folder) else "is no directory"
         yield f"no PID file can be made: {folder} {fault}"
