@@ -1,0 +1,1 @@
+"""`engine_run`, `engine_status`, `engine_check` and `engine_graceful`."""

@@ -1,0 +1,1 @@
+"""A Django project for the tests; they run a copy of it."""

@@ -1,0 +1,9 @@
+"""The ASGI application."""
+
+import os
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
+
+from engine_bridge.frameworks.django import get_asgi_application
+
+application = get_asgi_application()

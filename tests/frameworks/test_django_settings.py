@@ -1,0 +1,231 @@
+"""Django: what may stand in `ENGINE_BRIDGE`, the signals, and the database in the background."""
+
+import asyncio
+import textwrap
+from collections.abc import Iterator
+
+import pytest
+from processes import run_script
+
+from engine_bridge import ChannelFailures, Engine, EngineError, State
+
+pytest.importorskip("django")
+
+from engine_bridge.frameworks.django import conf, health_urls, signals, uses_database
+
+GOOD = [
+    {},
+    {"ENGINE": {"drain_timeout": 20, "slow_after": 0.5}},
+    {"PLUGINS": {"PIDFile": {"pidfile": "/run/x.pid"}, "SignalHandler": {}}},
+    {"PLUGINS": {"PIDFile": [{"pidfile": "one.pid"}, {"pidfile": "two.pid"}]}},
+    {"PLUGINS": {"engine_bridge.plugins.log.Log": {}}},
+    {"INSTANCE": "engine_bridge.engine"},
+    {"INSTANCE": None},
+]
+BAD = [
+    ([], "E001", "ENGINE_BRIDGE wants a dict, got []", "write ENGINE_BRIDGE = {"),
+    ({"plugin": {}}, "E002", "no key 'plugin'", "did you mean 'PLUGINS'?"),
+    ({"ROOT": 1}, "E002", "no key 'ROOT'", "known: ENGINE, PLUGINS, INSTANCE"),
+    ({"ENGINE": 3}, "E003", "wants a dict, got 3", "drain_timeout"),
+    ({"ENGINE": {"timeout": 3}}, "E003", "no parameter 'timeout'", "stop_timeout"),
+    ({"ENGINE": {"drain_timeout": "3"}}, "E003", "['drain_timeout'] is '3'", "seconds"),
+    ({"ENGINE": {"slow_after": True}}, "E003", "['slow_after'] is True", "seconds"),
+    ({"PLUGINS": {"PidFile": {}}}, "E004", "['PidFile']: Module", "did you mean 'PIDFile'?"),
+    ({"PLUGINS": {"no.such.Plugin": {}}}, "E004", "No module named 'no'", "dotted path"),
+    ({"PLUGINS": {"os.path.join": {}}}, "E004", "is no plugin class", "dotted path"),
+    ({"PLUGINS": {3: {}}}, "E004", "a string, not 3", "known: "),
+    ({"PLUGINS": ["Log"]}, "E005", "wants a dict, got ['Log']", '{"Log": {}}'),
+    ({"PLUGINS": {"Log": True}}, "E005", "dict of options, got True", "'Log': {}"),
+    ({"PLUGINS": {"PIDFile": {"file": "x"}}}, "E005", "argument 'file'", "its options: pidfile"),
+    ({"PLUGINS": {"PIDFile": {"pidfile": 3}}}, "E005", "not the path of a file", "pidfile"),
+    ({"PLUGINS": {"Log": {"callback": "no.such"}}}, "E005", "No module named 'no'", "function"),
+    ({"INSTANCE": "engine_bridge.Engine"}, "E006", "wants the dotted path of an Engine", "leave"),
+    ({"INSTANCE": "engine_bridge.motor"}, "E006", "motor", "variable"),
+    ({"INSTANCE": 3}, "E006", "3 gives", "variable"),
+]
+
+
+@pytest.mark.parametrize("settings", GOOD, ids=str)
+def test_settings_that_are_fine(settings: dict[str, object]) -> None:
+    """No problem is found where there is none, and the plugins are those that were named."""
+    assert not list(conf.find_problems(settings))
+    engine = Engine()
+    assert all(plugin.engine is engine for plugin in conf.build_plugins(engine, settings))
+
+
+@pytest.mark.parametrize(("settings", "number", "found", "hint"), BAD, ids=str)
+def test_settings_that_are_wrong(settings: object, number: str, found: str, hint: str) -> None:
+    """Each fault has an id, says what was found, and a hint says what to write."""
+    (problem,) = conf.find_problems(settings)
+    assert problem.id == f"engine_bridge.{number}"
+    assert found in problem.found
+    assert hint in problem.hint
+    assert str(problem) == f"{problem.found}; {problem.hint}"
+
+
+def test_each_fault_is_told() -> None:
+    """Several faults are told at once, those of one plugin of several included."""
+    plugins = {"PIDFile": [{"pidfile": "fine"}, {"pidfile": 3}], "Log": {"colour": 1}}
+    problems = conf.find_problems({"x": 1, "ENGINE": {"a": 1, "b": 2}, "PLUGINS": plugins})
+    assert [problem.id[-1] for problem in problems] == ["2", "3", "3", "5", "5"]
+
+
+# -- signals -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sent(engine: Engine) -> Iterator[list[str]]:
+    """Return which signals *engine* has sent so far."""
+    seen: list[str] = []
+    receivers = []
+    for name in ("engine_started", "engine_draining", "engine_stopped"):
+
+        async def hear(name: str = name, **kwargs: object) -> None:
+            seen.append(name)
+
+        getattr(signals, name).connect(hear, sender=engine)
+        receivers.append((getattr(signals, name), hear))
+    signals.send_for(engine)
+    yield seen
+    for signal, receiver in receivers:
+        signal.disconnect(receiver, sender=engine)
+
+
+def test_signals_are_sent_in_threads(engine: Engine, sent: list[str]) -> None:
+    """Receivers hear of the start, the drain and the stop, async ones too."""
+    engine.start()
+    assert sent == ["engine_started"]
+    engine.exit()
+    assert sent == ["engine_started", "engine_draining", "engine_stopped"]
+
+
+def test_signals_are_sent_on_a_loop(engine: Engine, sent: list[str]) -> None:
+    """They do so where the engine runs on the application's loop."""
+
+    async def live() -> None:
+        async with engine:
+            assert sent == ["engine_started"]
+
+    asyncio.run(live())
+    assert sent == ["engine_started", "engine_draining", "engine_stopped"]
+
+
+def test_failing_receiver_undoes_the_start(engine: Engine, sent: list[str]) -> None:
+    """A receiver of `engine_started` that raises is a failing start; there was none to stop."""
+
+    def fail(**kwargs: object) -> None:
+        raise RuntimeError("no licence")
+
+    signals.engine_started.connect(fail, sender=engine)
+    try:
+        with pytest.raises(ChannelFailures, match="no licence"):
+            engine.start()
+    finally:
+        signals.engine_started.disconnect(fail, sender=engine)
+    assert "engine_stopped" not in sent
+    assert engine.state is State.STOPPED
+
+
+def test_failing_receivers_do_not_keep_others_from_the_stop(
+    engine: Engine, sent: list[str]
+) -> None:
+    """All receivers of `engine_stopped` are called, and all that failed is told."""
+
+    def fail(**kwargs: object) -> None:
+        raise RuntimeError("first")
+
+    def fail_too(**kwargs: object) -> None:
+        raise RuntimeError("second")
+
+    signals.engine_stopped.connect(fail, sender=engine)
+    signals.engine_stopped.connect(fail_too, sender=engine)
+    engine.start()
+    try:
+        with pytest.raises(ChannelFailures) as caught:
+            engine.stop()
+    finally:
+        signals.engine_stopped.disconnect(fail, sender=engine)
+        signals.engine_stopped.disconnect(fail_too, sender=engine)
+    assert "engine_stopped" in sent
+    assert caught.group_contains(RuntimeError, match="first")
+    assert caught.group_contains(RuntimeError, match="second")
+
+
+# -- the database --------------------------------------------------------------------------------
+
+CONNECTIONS = """
+    import asyncio, threading, time
+    from django.conf import settings
+    settings.configure(DATABASES={"default": {
+        "ENGINE": "django.db.backends.sqlite3", "NAME": "x.db", "CONN_MAX_AGE": 1000,
+    }})
+    import django
+    django.setup()
+    from django.db import connection
+    from engine_bridge import engine
+    from engine_bridge.frameworks.django import uses_database
+
+    used = []
+
+    @uses_database
+    def ask():
+        "Ask."
+        connection.ensure_connection()
+        used.append((connection.connection, threading.current_thread()))
+        return "answer"
+
+    @uses_database
+    async def ask_async():
+        return await asyncio.to_thread(lambda: "async answer")
+
+    def let_it_age():
+        assert connection.connection is not None, "it is kept"
+        connection.close_at = time.monotonic() - 1
+
+    assert ask.__name__ == "ask" and ask.__doc__ == "Ask."
+    assert (ask(), ask()) == ("answer", "answer")
+    assert used[0][0] is used[1][0]
+    let_it_age()
+    ask()
+    assert used[2][0] is not used[1][0], "a stale one is not used"
+    used[2][0].close()
+    connection.close_at = time.monotonic() - 1
+
+    async def on_loop():
+        assert await ask() == "answer"
+        assert used[-1][1] is not threading.main_thread()
+        assert await ask_async() == "async answer"
+
+    asyncio.run(on_loop())
+    engine.subscribe("start", ask)
+    engine.subscribe("start", ask_async)
+    with engine:
+        assert used[-1][1] is threading.main_thread()
+    asyncio.run(engine.start_async())
+    assert used[-1][1] is not threading.main_thread()
+    print("fine")
+"""
+
+
+def test_uses_database_drops_stale_connections() -> None:
+    """Connections are kept for as long as Django would; on a loop another thread asks."""
+    finished = run_script(textwrap.dedent(CONNECTIONS))
+    assert (finished.returncode, finished.stdout) == (0, "fine\n"), finished.stderr
+
+
+def test_uses_database_wants_a_function() -> None:
+    """Generator functions return before they have done anything, so they are refused."""
+
+    def resource() -> Iterator[None]:
+        yield
+
+    with pytest.raises(EngineError, match="wants a function that returns, got <function"):
+        uses_database(resource)
+    with pytest.raises(EngineError, match="wants a function that returns, got 3"):
+        uses_database(3)  # type: ignore[type-var]  # that is what is tested
+
+
+def test_health_urls_want_the_plugin() -> None:
+    """What does not answer probes is refused."""
+    with pytest.raises(EngineError, match=r"wants the plugin Health, got <Engine .*Health\(engine"):
+        health_urls(Engine())  # type: ignore[arg-type]  # that is what is tested
