@@ -1,0 +1,1 @@
+"""A project that rings when reminders are due."""

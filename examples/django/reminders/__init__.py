@@ -1,0 +1,1 @@
+"""Reminders, and what rings when they are due."""
