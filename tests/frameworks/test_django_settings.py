@@ -2,7 +2,9 @@
 
 import asyncio
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import pytest
 from processes import run_script
@@ -73,82 +75,92 @@ def test_each_fault_is_told() -> None:
 # -- signals -------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def sent(engine: Engine) -> Iterator[list[str]]:
-    """Return which signals *engine* has sent so far."""
+NAMES = ("engine_started", "engine_draining", "engine_stopped")
+
+
+@contextmanager
+def received(engine: Engine, *receivers: tuple[str, Callable[..., object]]) -> Iterator[list[str]]:
+    """Connect *receivers* to signals of *engine*, and one to each that notes it was sent."""
     seen: list[str] = []
-    receivers = []
-    for name in ("engine_started", "engine_draining", "engine_stopped"):
+    connected = [(name, partial(lambda name, **kwargs: seen.append(name), name)) for name in NAMES]
+    for name, receiver in [*receivers, *connected]:
+        getattr(signals, name).connect(receiver, sender=engine)
+    try:
+        yield seen
+    finally:
+        for name, receiver in [*receivers, *connected]:
+            getattr(signals, name).disconnect(receiver, sender=engine)
 
-        async def hear(name: str = name, **kwargs: object) -> None:
-            seen.append(name)
 
-        getattr(signals, name).connect(hear, sender=engine)
-        receivers.append((getattr(signals, name), hear))
+def fail(**kwargs: object) -> None:
+    """Be a receiver that fails."""
+    raise RuntimeError("no licence")
+
+
+def fail_too(**kwargs: object) -> None:
+    """Be another one."""
+    raise RuntimeError("no file either")
+
+
+def test_signals_are_sent(engine: Engine) -> None:
+    """Receivers hear of the start, the drain and the stop, each once."""
     signals.send_for(engine)
-    yield seen
-    for signal, receiver in receivers:
-        signal.disconnect(receiver, sender=engine)
+    with received(engine) as seen:
+        engine.start()
+        assert seen == ["engine_started"]
+        engine.exit()
+    assert seen == list(NAMES)
 
 
-def test_signals_are_sent_in_threads(engine: Engine, sent: list[str]) -> None:
-    """Receivers hear of the start, the drain and the stop, async ones too."""
-    engine.start()
-    assert sent == ["engine_started"]
-    engine.exit()
-    assert sent == ["engine_started", "engine_draining", "engine_stopped"]
+@pytest.mark.parametrize("runs_on_loop", [False, True])
+def test_async_receivers_have_one_loop(runs_on_loop: bool, engine: Engine) -> None:
+    """Async receivers run on the loop that async listeners have."""
+    signals.send_for(engine)
+    loops = []
 
+    async def note(**kwargs: object) -> None:
+        loops.append(asyncio.get_running_loop())
 
-def test_signals_are_sent_on_a_loop(engine: Engine, sent: list[str]) -> None:
-    """They do so where the engine runs on the application's loop."""
+    engine.subscribe("start", note)
+    for name in NAMES:
+        getattr(signals, name).connect(note, sender=engine)
 
     async def live() -> None:
         async with engine:
-            assert sent == ["engine_started"]
+            assert loops[0] is asyncio.get_running_loop()
 
-    asyncio.run(live())
-    assert sent == ["engine_started", "engine_draining", "engine_stopped"]
+    if runs_on_loop:
+        asyncio.run(live())
+    else:
+        with engine:
+            pass
+    for name in NAMES:
+        getattr(signals, name).disconnect(note, sender=engine)
+    assert len(loops) == 1 + len(NAMES)
+    assert len(set(loops)) == 1
 
 
-def test_failing_receiver_undoes_the_start(engine: Engine, sent: list[str]) -> None:
+def test_failing_receiver_undoes_the_start(engine: Engine) -> None:
     """A receiver of `engine_started` that raises is a failing start; there was none to stop."""
-
-    def fail(**kwargs: object) -> None:
-        raise RuntimeError("no licence")
-
-    signals.engine_started.connect(fail, sender=engine)
-    try:
+    signals.send_for(engine)
+    with received(engine, ("engine_started", fail)) as seen:
         with pytest.raises(ChannelFailures, match="no licence"):
             engine.start()
-    finally:
-        signals.engine_started.disconnect(fail, sender=engine)
-    assert "engine_stopped" not in sent
+        assert seen == []
     assert engine.state is State.STOPPED
 
 
-def test_failing_receivers_do_not_keep_others_from_the_stop(
-    engine: Engine, sent: list[str]
-) -> None:
+def test_failing_receivers_do_not_keep_others_from_the_stop(engine: Engine) -> None:
     """All receivers of `engine_stopped` are called, and all that failed is told."""
-
-    def fail(**kwargs: object) -> None:
-        raise RuntimeError("first")
-
-    def fail_too(**kwargs: object) -> None:
-        raise RuntimeError("second")
-
-    signals.engine_stopped.connect(fail, sender=engine)
-    signals.engine_stopped.connect(fail_too, sender=engine)
-    engine.start()
-    try:
+    signals.send_for(engine)
+    failing = [("engine_stopped", fail), ("engine_stopped", fail_too)]
+    with received(engine, *failing, ("engine_draining", fail)) as seen:
+        engine.start()
         with pytest.raises(ChannelFailures) as caught:
             engine.stop()
-    finally:
-        signals.engine_stopped.disconnect(fail, sender=engine)
-        signals.engine_stopped.disconnect(fail_too, sender=engine)
-    assert "engine_stopped" in sent
-    assert caught.group_contains(RuntimeError, match="first")
-    assert caught.group_contains(RuntimeError, match="second")
+    assert seen == list(NAMES)
+    assert caught.group_contains(RuntimeError, match="no licence")
+    assert caught.group_contains(RuntimeError, match="no file either")
 
 
 # -- the database --------------------------------------------------------------------------------

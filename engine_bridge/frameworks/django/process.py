@@ -79,10 +79,12 @@ _role = ""
 
 
 def _find_role() -> str:
+    name = command()
+    if not name:
+        return ""
     from django.core.management import get_commands
     from django.utils import autoreload
 
-    name = command()
     if name == "runserver":
         child = os.environ.get(autoreload.DJANGO_AUTORELOAD_ENV) == "true"
         return "" if child or "--noreload" in sys.argv else "reloader"

@@ -36,14 +36,14 @@ def send_for(engine: Engine) -> None:
 
 
 class SignalSender:
-    """Sends the signals of one engine; where a loop runs in this thread, it awaits receivers."""
+    """Sends the signals of one engine; async receivers run on the loop of its async listeners."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def start(self) -> "Awaitable[object] | None":
         """Tell of the start; the first receiver that fails ends it."""
-        if running_loop() is not None:
+        if self._is_async(engine_started):
             awaitable: Awaitable[object] = engine_started.asend(self._engine)
             return awaitable
         engine_started.send(self._engine)
@@ -58,13 +58,20 @@ class SignalSender:
         return self._send_to_all(engine_stopped)
 
     def _send_to_all(self, signal: "Any") -> "Awaitable[None] | None":
-        if running_loop() is not None:
+        if self._is_async(signal):
             return self._send_to_all_async(signal)
         _raise_failures(signal.send_robust(self._engine))
         return None
 
     async def _send_to_all_async(self, signal: "Any") -> None:
         _raise_failures(await signal.asend_robust(self._engine))
+
+    def _is_async(self, signal: "Any") -> bool:
+        """Whether *signal* must be awaited: a loop runs here, or a receiver wants one."""
+        if running_loop() is not None:
+            return True
+        _, receivers = signal._live_receivers(self._engine)  # there is no public way to ask
+        return bool(receivers)
 
 
 def _raise_failures(responses: "list[tuple[Any, Any]]") -> None:
