@@ -155,6 +155,19 @@ def test_runserver_starts_in_the_child_only(signum: int, to_group: bool, project
     assert child != server.pid
 
 
+def test_second_signal_kills_the_child(project: Path) -> None:
+    """Who tells the reloader's parent twice does not wait for a request that never ends."""
+    with run_server(RUNSERVER, cwd=project, ready=publishes(STARTED)) as server:
+        held = start_request(server.port, "/held")
+        server.wait_published("held")
+        server.signal(signal.SIGTERM)
+        server.wait_published("drain")
+        server.signal(signal.SIGTERM)
+        assert server.wait_exit() == 0
+        assert not held.result().ok
+    assert not who_published(server, "stop")
+
+
 def change(server: Server, path: Path, times: int) -> None:
     """Have the reloader see *path* change, for the time number *times*."""
     stamp = path.stat().st_mtime_ns

@@ -6,8 +6,7 @@ thread beside the reloader; there the engine starts once the port is bound, and 
 by which the child leaves when a file has changed. If the start fails the child stays, as it does
 for any fault in the project's code, and requests get 503 until a start succeeds.
 
-The parent kills its child when it is told to go itself, on Ctrl-C after 0.25 s. That would cut off
-the drain and the stop. So here it passes the word on and waits; a second one kills.
+The parent waits for its child when it is told to go, see `reloader.py`.
 
 Source:
     Django 5.2, `django/core/management/__init__.py`, `management/commands/runserver.py` and
@@ -15,8 +14,6 @@ Source:
 """
 
 import os
-import signal
-import subprocess
 import sys
 import threading
 from functools import wraps
@@ -28,6 +25,7 @@ from engine_bridge.core.engine import Engine
 from engine_bridge.core.errors import ChannelFailures, EngineError
 from engine_bridge.core.host import Host
 from engine_bridge.core.records import WARNING
+from engine_bridge.frameworks import reloader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -117,9 +115,10 @@ def _start() -> None:
     """Start the engines of what is to be served."""
     from django.core.management import CommandError
 
+    has_reloader = threading.current_thread() is not threading.main_thread()
     for gate in nets.gates("wsgi"):
-        if threading.current_thread() is not threading.main_thread():
-            gate.admit()  # with the reloader; it says what fails, and tries again
+        if has_reloader:
+            gate.admit()  # it says what fails, and requests try again
             continue
         signals.chain(gate.engine)
         try:
@@ -127,48 +126,15 @@ def _start() -> None:
         except EngineError as exc:
             reason = exc.message if isinstance(exc, ChannelFailures) else exc
             raise CommandError(f"the engine did not start: {reason}") from exc
-    _ignore_signals_while_leaving()
-
-
-def _ignore_signals_while_leaving() -> None:
-    """
-    Have this child of the reloader ignore signals once it is on its way out.
-
-    On Ctrl-C the terminal tells it to go, and so does its parent, which cannot know that. Twice
-    would cut off a listener of the stop.
-    """
-    if threading.current_thread() is threading.main_thread():
-        return  # there is no reloader
-    register = getattr(threading, "_register_atexit", None)  # as in core/nets.py; it runs first
-    if register is not None:
-        register(_ignore_signals)
-
-
-def _ignore_signals() -> None:
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)
+    if has_reloader:
+        reloader.ignore_signals_while_leaving()
 
 
 def _have_the_reloader_wait() -> None:
     """Have this parent of the reloader wait for its child instead of killing it."""
     from django.utils import autoreload
 
-    autoreload.subprocess = SimpleNamespace(run=_run_and_wait)
-
-
-def _run_and_wait(argv: list[str], **options: "Any") -> "subprocess.CompletedProcess[bytes]":
-    """Do what `subprocess.run` does, but for the end."""
-    with subprocess.Popen(argv, **options) as child:
-        try:
-            return subprocess.CompletedProcess(argv, child.wait())
-        except BaseException:
-            child.terminate()  # one that Ctrl-C has reached as well hears this no more
-            try:
-                child.wait()
-            except BaseException:
-                child.kill()
-                raise
-            raise
+    autoreload.subprocess = SimpleNamespace(run=reloader.run_and_wait)  # all it uses of it
 
 
 # -- what was forgotten --------------------------------------------------------------------------
