@@ -168,6 +168,20 @@ def test_second_signal_kills_the_child(project: Path) -> None:
     assert not who_published(server, "stop")
 
 
+def test_stop_is_not_cut_off_by_another_signal(project: Path) -> None:
+    """On Ctrl-C the child is told twice, by the terminal and by its parent; it stops in peace."""
+    env = {"PROJECT_STOPS_SLOWLY": "1"}
+    with run_server(RUNSERVER, cwd=project, env=env, ready=publishes(STARTED)) as server:
+        server.signal_group(signal.SIGINT)
+        child = server.wait_published("saving")[0].pid
+        os.kill(child, signal.SIGTERM)
+        os.kill(child, signal.SIGINT)
+        (project / "release").touch()
+        server.wait_published("saved")
+        assert server.wait_exit() == 0
+    assert_once(server, *LIFE, pids=[child])
+
+
 def change(server: Server, path: Path, times: int) -> None:
     """Have the reloader see *path* change, for the time number *times*."""
     stamp = path.stat().st_mtime_ns

@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -115,6 +116,17 @@ if "PROJECT_FAILS" in os.environ:
         """Fail, until somebody repairs it."""
         if not Path("repaired").exists():
             raise RuntimeError("the database is down")
+
+
+if "PROJECT_STOPS_SLOWLY" in os.environ:
+
+    @engine.subscribe("stop", priority=60)
+    def save() -> None:
+        """Take as long as the test wants."""
+        record("saving")
+        while not Path("release").exists():
+            time.sleep(0.005)
+        record("saved")
 
 
 def hear(sender: Engine, signal: object, **kwargs: object) -> None:
