@@ -288,13 +288,13 @@ def test_own_command_runs_the_engine(project: Path) -> None:
 
         class Command(BaseCommand):
             def handle(self, **options):
-                with get_engine():
-                    print(open("shop.pid").read())
+                with get_engine() as engine:
+                    print(open("shop.pid").read(), engine.drain_timeout)
     """
     (folder / "work.py").write_text(textwrap.dedent(source))
-    engine = '{"PLUGINS": {"PIDFile": {"pidfile": "shop.pid"}}}'
+    engine = '{"ENGINE": {"drain_timeout": 7}, "PLUGINS": {"PIDFile": {"pidfile": "shop.pid"}}}'
     process = manage(project, "work", PROJECT_ENGINE=engine)
-    assert int(process.output()) == process.pid
+    assert process.output().split() == [str(process.pid), "7"]
     assert_once(process, *LIFE, count=1)
 
 

@@ -12,7 +12,6 @@ Source:
     Django 5.2: `AppConfig.ready()` runs in every process that uses Django, commands included.
 """
 
-from engine_bridge.core.engine import Engine
 from engine_bridge.core.errors import EngineError
 from engine_bridge.frameworks import asgi, wsgi
 
@@ -23,7 +22,8 @@ except ModuleNotFoundError as exc:
         raise  # a fault inside Django is not «not installed»
     raise EngineError("Django is not installed: pip install 'engine-bridge[django]'") from exc
 
-from engine_bridge.frameworks.django import conf, process
+from engine_bridge.frameworks.django import process
+from engine_bridge.frameworks.django.conf import get_engine
 from engine_bridge.frameworks.django.database import uses_database
 from engine_bridge.frameworks.django.health import health_urls
 
@@ -56,7 +56,7 @@ def get_asgi_application() -> "Application":
     application: Application = get_asgi_application()
     if process.is_command():
         return application
-    return asgi.EngineMiddleware(process.with_lifespan(application), conf.get_engine())
+    return asgi.EngineMiddleware(process.with_lifespan(application), get_engine())
 
 
 def get_wsgi_application() -> "WSGIApplication":
@@ -72,16 +72,4 @@ def get_wsgi_application() -> "WSGIApplication":
     if process.is_command():
         return application
     process.start_when_runserver_serves()
-    return wsgi.EngineMiddleware(application, conf.get_engine())
-
-
-def get_engine() -> Engine:
-    """
-    Return the engine as the settings describe it, with its plugins turned on.
-
-    For commands of your own that run it: `with get_engine(): …`. The first call turns them on.
-
-    Raises:
-        SettingError: `ENGINE_BRIDGE`, or `INSTALLED_APPS`, is not what it should be.
-    """
-    return conf.get_engine()
+    return wsgi.EngineMiddleware(application, get_engine())

@@ -67,15 +67,21 @@ class SettingError(EngineError, ImproperlyConfigured):
 
 
 def get_engine() -> Engine:
-    """Return the project's engine; the first call gives it what the settings say."""
+    """
+    Return the engine as the settings describe it, with its plugins turned on.
+
+    For commands of your own that run it: `with get_engine(): …`. The first call turns them on.
+
+    Raises:
+        SettingError: `ENGINE_BRIDGE`, or `INSTALLED_APPS`, is not what it should be.
+    """
     with _preparing:
         settings = read()
         for problem in find_problems(settings):
             raise problem
         engine = find_instance(settings)
         if engine not in _prepared:
-            for name, seconds in settings.get("ENGINE", {}).items():
-                setattr(engine, name, seconds)
+            set_parameters(engine, settings)
             database.keep_fresh(engine)
             signals.send_for(engine)
             for plugin in build_plugins(engine, settings):
@@ -106,6 +112,12 @@ def find_instance(settings: "Mapping[str, Any]") -> Engine:
     path = settings.get("INSTANCE")
     engine: Engine = default_engine if path is None else import_string(path)
     return engine
+
+
+def set_parameters(engine: Engine, settings: "Mapping[str, Any]") -> None:
+    """Have *engine* keep to the durations of *settings*, which have been checked."""
+    for name, seconds in settings.get("ENGINE", {}).items():
+        setattr(engine, name, seconds)
 
 
 def build_plugins(engine: Engine, settings: "Mapping[str, Any]") -> "Iterator[Any]":

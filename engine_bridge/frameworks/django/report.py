@@ -29,8 +29,7 @@ def describe() -> "tuple[Engine, list[Any]]":
     for problem in conf.find_problems(settings):
         raise problem
     engine = conf.find_instance(settings)
-    for name, seconds in settings.get("ENGINE", {}).items():
-        setattr(engine, name, seconds)
+    conf.set_parameters(engine, settings)
     return engine, list(conf.build_plugins(engine, settings))
 
 
