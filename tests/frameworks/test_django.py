@@ -1,5 +1,6 @@
 """Django: one engine in each process that serves, none in the others."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -306,12 +307,43 @@ def test_engine_run_blocks_until_told(signum: int, project: Path) -> None:
     with start_process(command, cwd=project, env={"PROJECT_ENGINE": engine}) as process:
         process.wait_published(STARTED)
         process.wait_published("clock begins", 2)
-        status = manage(project, "engine_status", PROJECT_ENGINE=engine).output()
-        assert f"main process  {process.pid}\n" in status
+        if signum == signal.SIGTERM:
+            status = manage(project, "engine_status", PROJECT_ENGINE=engine).output()
+            assert f"main process  {process.pid}\n" in status
+        else:
+            told = manage(project, "engine_graceful", PROJECT_ENGINE=engine).output()
+            assert told == f"Told process {process.pid}.\n"
+            process.wait_published("graceful")
         process.signal(signum)
         assert process.wait_exit() == 0
     assert_once(process, *LIFE, count=1)
     assert not (project / "shop.pid").exists()
+
+
+def test_engine_run_may_be_told_at_once(project: Path) -> None:
+    """Who is told to go while it starts undoes what has started, and leaves with 0."""
+    with (project / "shop" / "engine.py").open("a") as file:
+        wait = "record('waits'); engine.aborting.wait(10)"
+        file.write(f"\n@engine.subscribe('start', priority=90)\ndef linger():\n    {wait}\n")
+    with start_process([*MANAGE, "engine_run"], cwd=project) as process:
+        process.wait_published("waits")
+        process.signal(signal.SIGTERM)
+        assert process.wait_exit() == 0
+        assert "Traceback" not in process.output()
+    assert_once(process, "opened", "start", "waits", "stop", "closed", "exit", count=1)
+
+
+def test_engine_run_tells_of_a_bad_stop(project: Path) -> None:
+    """A listener of the stop that fails makes the exit status 1; all others have run."""
+    with (project / "shop" / "engine.py").open("a") as file:
+        file.write('\n@engine.subscribe("stop", priority=1)\ndef spill():\n    1 / 0\n')
+    with start_process([*MANAGE, "engine_run"], cwd=project) as process:
+        process.wait_published(STARTED)
+        process.signal(signal.SIGTERM)
+        assert process.wait_exit() == 1
+    assert "shop.engine.spill failed on 'stop': ZeroDivisionError" in process.output()
+    assert "CommandError: the engine did not stop well" in process.output()
+    assert_once(process, *LIFE, count=1)
 
 
 def test_engine_status_says_what_is_known(project: Path) -> None:
@@ -320,8 +352,24 @@ def test_engine_status_says_what_is_known(project: Path) -> None:
     process = manage(project, "engine_status", "--pidfile", "shop.pid", status=3)
     assert "not running" in process.output()
     (project / "shop.pid").mkdir()
-    process = manage(project, "engine_status", "--pidfile", "shop.pid", status=1)
-    assert "CommandError" in process.output()
+    process = manage(project, "engine_graceful", "--pidfile", "shop.pid", status=1)
+    assert "CommandError: " in process.output()
+
+
+def test_engine_graceful_says_who_cannot_be_told(project: Path) -> None:
+    """Status 3 and 4 are as those of `engine_status`; who would die of the signal is not told."""
+    output = manage(project, "engine_graceful", status=4).output()
+    assert "no PID file is known: give --pidfile" in output
+    output = manage(project, "engine_graceful", "--pidfile", "shop.pid", status=3).output()
+    assert "not running: nobody holds" in output
+    with (project / "shop.pid").open("w") as file, start_process(["sleep", "60"]) as deaf:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(f"{deaf.pid}\n")
+        file.flush()
+        output = manage(project, "engine_graceful", "--pidfile", "shop.pid", status=1).output()
+        deaf.signal(signal.SIGTERM)
+        deaf.wait_exit()
+    assert "does not listen to SIGUSR1" in output
 
 
 def test_engine_check_shows_what_would_run(project: Path) -> None:

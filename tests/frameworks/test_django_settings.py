@@ -72,6 +72,17 @@ def test_each_fault_is_told() -> None:
     assert [problem.id[-1] for problem in problems] == ["2", "3", "3", "5", "5"]
 
 
+def test_missing_django_is_told_of() -> None:
+    """Without Django the error names the extra."""
+    lines = ("import sys", "sys.modules['django'] = None", "import engine_bridge.frameworks.django")
+    finished = run_script("\n".join(lines))
+    assert finished.returncode == 1
+    last = finished.stderr.splitlines()[-1]
+    assert last.endswith(
+        "EngineError: Django is not installed: pip install 'engine-bridge[django]'"
+    )
+
+
 # -- signals -------------------------------------------------------------------------------------
 
 

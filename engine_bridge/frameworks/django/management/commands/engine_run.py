@@ -22,13 +22,26 @@ class Command(BaseCommand):
         engine = get_engine()
         _hear_signals(engine)
         try:
-            engine.start()
-        except EngineError as exc:
-            raise CommandError(f"the engine did not start: {_reason(exc)}") from exc
-        try:
-            engine.block()
-        except EngineError as exc:
-            raise CommandError(f"the engine did not stop well: {_reason(exc)}") from exc
+            _start(engine)
+            _block(engine)
+        except (SystemExit, KeyboardInterrupt):
+            if not engine.notes.times_told:
+                raise  # a listener's own
+            _block(engine)  # it was told to go before it blocked, which is no failure
+
+
+def _start(engine: Engine) -> None:
+    try:
+        engine.start()
+    except EngineError as exc:
+        raise CommandError(f"the engine did not start: {_reason(exc)}") from exc
+
+
+def _block(engine: Engine) -> None:
+    try:
+        engine.block()
+    except EngineError as exc:
+        raise CommandError(f"the engine did not stop well: {_reason(exc)}") from exc
 
 
 def _hear_signals(engine: Engine) -> None:
