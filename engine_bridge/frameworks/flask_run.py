@@ -9,19 +9,18 @@ With the reloader there are two processes, both of which import the application 
 Only the child serves, in a thread; there the engines start in the main thread, as elsewhere. If
 that fails the child stays, so that the next save is another try; until then requests get 503.
 
-The reloader's parent kills its child when it is told to go itself, on Ctrl-C after 0.25 s. That
-would cut off the drain and the stop, so here it passes the word on and waits; a second one kills.
+The reloader's parent does not kill its child when it is told to go itself, but waits for it:
+`reloader.py` tells why.
 
 Source:
     werkzeug 3.1, `serving.run_simple` and `_reloader.run_with_reloader`; Flask 3.1, `cli.py`.
 """
 
-import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from functools import wraps
+from types import SimpleNamespace
 
 import click
 import flask.cli
@@ -32,6 +31,7 @@ from engine_bridge.core.door import Door, Gate
 from engine_bridge.core.engine import Engine
 from engine_bridge.core.errors import ChannelFailures, EngineError
 from engine_bridge.core.host import Host
+from engine_bridge.frameworks import reloader
 from engine_bridge.frameworks.wsgi import EngineMiddleware
 
 TYPE_CHECKING = False
@@ -72,7 +72,7 @@ def _starting_engines(make_server: "Any") -> "Any":
             for gate in gates:
                 gate.engine.host = Host("worker")
                 gate.admit()
-            _hear_signals_once()
+            reloader.ignore_signals_while_leaving()
             return server
         _have_the_reloader_wait()
         if gates and not server.multiprocess:  # which forks for each request
@@ -122,46 +122,10 @@ def _start_on_serving(server: serving.BaseWSGIServer, gates: list[Gate]) -> None
 
 def _have_the_reloader_wait() -> None:
     """Have a reloader's parent, should this be one, wait for its child instead of killing it."""
-    if not hasattr(subprocess.call, "waits_for_reloaders_child"):
-        vars(subprocess)["call"] = _waiting(subprocess.call)
+    from werkzeug import _reloader
+
+    vars(_reloader)["subprocess"] = SimpleNamespace(call=_call)  # all it uses of it
 
 
-def _waiting(call: "Any") -> "Any":
-    """Return `subprocess.call` as it is, but for the reloader's child."""
-
-    @wraps(call)
-    def call_and_wait(*args: "Any", **kwargs: "Any") -> int:
-        if (kwargs.get("env") or {}).get("WERKZEUG_RUN_MAIN") != "true":
-            status: int = call(*args, **kwargs)
-            return status
-        with subprocess.Popen(*args, **kwargs) as child:
-            try:
-                return child.wait()
-            except BaseException:
-                try:
-                    child.terminate()  # one that Ctrl-C has reached as well hears this no more
-                    child.wait()
-                except BaseException:
-                    child.kill()
-                    raise
-                raise
-
-    call_and_wait.waits_for_reloaders_child = True  # type: ignore[attr-defined]  # so that it is wrapped once
-    return call_and_wait
-
-
-def _hear_signals_once() -> None:
-    """
-    Have this child of the reloader ignore signals once it is on its way out.
-
-    On Ctrl-C the terminal tells it to go, and so does its parent, which cannot know that. Twice
-    would cut off a listener of the stop.
-    """
-    register = getattr(threading, "_register_atexit", None)  # as in core/nets.py; it runs first
-    if register is not None:
-        register(_ignore_signals)
-
-
-def _ignore_signals() -> None:
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)
+def _call(argv: list[str], **options: "Any") -> int:
+    return reloader.run_and_wait(argv, **options).returncode
