@@ -8,7 +8,7 @@ comment in front of a block, `<!-- … -->`, may say otherwise:
 | comment | what is done |
 |---|---|
 | `run: uvicorn app:app --port 8000` | serve the program, ask for `/`, send SIGTERM |
-| `needs: root` or `needs: PACKAGE` | skip where that is missing |
+| `needs: root`, `needs: PACKAGE, PACKAGE` | skip where that is missing |
 | `not run: because …` | nothing, for that reason |
 """
 

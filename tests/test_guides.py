@@ -44,12 +44,11 @@ def test_program_of_a_guide_runs(block: Block, tmp_path: Path) -> None:
     if "not run" in block.notes:
         assert len(block.notes["not run"].split()) > 1, "give the reason"
         return
-    need = block.notes.get("needs")
-    if need == "root":
-        if os.geteuid() != 0:
+    for need in filter(None, block.notes.get("needs", "").split(", ")):
+        if need == "root" and os.geteuid() != 0:
             pytest.skip("needs root")
-    elif need and importlib.util.find_spec(need) is None:
-        pytest.skip(f"needs {need}")
+        if need != "root" and importlib.util.find_spec(need) is None:
+            pytest.skip(f"needs {need}")
     (tmp_path / "app.py").write_text(block.text)
     if "run" in block.notes:
         serve(block.notes["run"], tmp_path)
@@ -60,7 +59,7 @@ def test_program_of_a_guide_runs(block: Block, tmp_path: Path) -> None:
 def serve(line: str, folder: Path) -> None:
     """Run a server on the program, and ask it once."""
     with run_server(command(line), cwd=folder, ready=accepts) as server:
-        assert get(server.port).ok, server.report()
+        assert get(server.port).status in range(200, 500), server.report()  # it may serve no `/`
         server.signal(signal.SIGTERM)
         assert server.wait_exit() in {*ENDS, -signal.SIGTERM}, server.report()
         assert "Traceback" not in server.output()

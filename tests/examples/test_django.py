@@ -76,7 +76,7 @@ def test_forgotten_migration_ends_the_server(folder: Path) -> None:
     """Without its table the start fails, and gunicorn with it."""
     words = [word.replace("{port}", "0") for word in THREADED]
     with start_process(words, cwd=folder) as process:
-        assert process.wait_exit() == 3
+        assert process.wait_exit() in {1, 3}  # 1 where both workers fail at once
     assert "no such table: reminders_reminder" in process.output()
     assert not (folder / "reminders.pid").exists()
 

@@ -36,6 +36,6 @@ ENGINE_BRIDGE = {
     "PLUGINS": {
         "PIDFile": {"pidfile": os.environ.get("REMINDERS_PIDFILE", BASE_DIR / "reminders.pid")},
         "SignalHandler": {},
-        "reminders.plugins.Every": {"seconds": 1, "callback": "reminders.tasks.ring"},
+        "Monitor": {"callback": "reminders.tasks.ring", "frequency": 1},
     },
 }
