@@ -1,5 +1,6 @@
 """`make demo` on a terminal: Ctrl-C ends it, and make does not call that an error."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 FOREGROUND = Path(__file__).parents[1] / ".ci" / "foreground.py"
 LIMIT = 10  # seconds
 CTRL_C = b"\x03"
+OF_MAKE = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")  # of the make that runs the tests
 
 # Runs its arguments on a terminal of their own, to which its standard input is typed.
 ON_A_TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
@@ -33,6 +35,7 @@ def test_ctrl_c_reaches_the_command_and_not_make(status: int, outcome: int, tmp_
     with subprocess.Popen(
         [sys.executable, "-c", ON_A_TERMINAL, "make", "demo"],
         cwd=tmp_path,
+        env={name: text for name, text in os.environ.items() if name not in OF_MAKE},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as terminal:

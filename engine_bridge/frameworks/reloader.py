@@ -17,23 +17,40 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+RETRY = 1.0  # seconds
+
+
 def run_and_wait(argv: list[str], **options: "Any") -> "subprocess.CompletedProcess[bytes]":
     """
     Do what `subprocess.run` does, but when the parent is told to go.
 
-    Then it passes the word on and waits; a second one kills.
+    Then it passes the word on until the child leaves; a second one kills.
     """
     with subprocess.Popen(argv, **options) as child:
         try:
             return subprocess.CompletedProcess(argv, child.wait())
         except BaseException:
             try:
-                child.terminate()  # one that Ctrl-C has reached as well hears this no more
-                child.wait()
+                _end(child)
             except BaseException:
                 child.kill()
                 raise
             raise
+
+
+def _end(child: "subprocess.Popen[bytes]") -> None:
+    """
+    Tell *child* to go until it has; one that is on its way out hears no more.
+
+    Its handler raises SystemExit. Python drops that where it comes amid a destructor or a weak
+    reference's callback, of which the reloader's loop has many.
+    """
+    while child.poll() is None:
+        child.terminate()
+        try:
+            child.wait(RETRY)
+        except subprocess.TimeoutExpired:
+            pass
 
 
 def ignore_signals_while_leaving() -> None:
