@@ -51,7 +51,7 @@ OUR_SCRIPT = (
 # All say the same first line. The floor begins anew without having been told to.
 SCRIPTS = {
     FLOOR: BEGIN + "engine.start()" + SAY + "engine.block()\n",
-    OURS: OUR_SCRIPT.format(backend="watchfiles"),
+    OURS: OUR_SCRIPT.format(backend="auto"),
     "ours, polling": OUR_SCRIPT.format(backend="polling"),
     "CherryPy": """
 import helper
