@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 BACKENDS = ("auto", "inotify", "watchfiles", "polling")
 STEP = 10  # milliseconds between two glances of watchfiles at what the system told
 BATCH = 100  # milliseconds for which it gathers, while more is told
+DEEPEST = 50  # directories, one in the other, that may be made while we begin to listen
 NET = 30.0  # seconds between two looks at everything without a hint
 RARELY = 8  # times as long between two searches for modules, where a sleep costs nothing else
 SHARE = 20  # polling takes one part in so many of a processor
@@ -149,8 +150,10 @@ class Watcher:
     def _look(self, backend: "Polling | Notified | Told", insists: bool) -> bool:
         since = monotonic()
         changed = self.watched.compare()
-        if backend.follow(self.watched):
-            changed |= self.watched.compare()  # of what happened before it listened
+        for _ in range(DEEPEST):
+            if not backend.follow(self.watched):
+                break
+            changed |= self.watched.compare()  # what came before it listened, say a directory
         if self._warm:
             backend.effort = monotonic() - since
         self._warm = True

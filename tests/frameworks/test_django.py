@@ -494,7 +494,7 @@ def test_unready_while_it_still_serves(project: Path) -> None:
         server.signal(signal.SIGTERM)
         server.wait_published("signal draining")
         answer = get(server.port, "/readyz")
-        assert (answer.status, answer.body) == (503, b"readyz")
+        assert (answer.status, answer.body) == (503, b"not ready")
         assert answer.headers["cache-control"] == "no-store"
         assert get(server.port, "/livez").status == 200
         assert get(server.port).ok

@@ -18,6 +18,7 @@ from engine_bridge.frameworks.starlette import (
     health_routes,
     mounted_lifespans,
 )
+from engine_bridge.plugins import Health
 
 pytest.importorskip("fastapi")
 from fastapi import APIRouter, Depends, FastAPI, Request, WebSocket
@@ -171,18 +172,10 @@ def test_mounted_application_runs_its_event_handlers(engine: Engine) -> None:
     assert notes == ["startup", "shutdown"]
 
 
-class Probes:
-    """Stands for `engine_bridge.plugins.Health`."""
-
-    async def asgi(self, scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": scope["path"].encode()})
-
-
 @pytest.mark.parametrize("way", ["routes", "extend", "mount"])
-def test_health_routes_are_no_part_of_the_api(way: str) -> None:
+def test_health_routes_are_no_part_of_the_api(way: str, engine: Engine) -> None:
     """The probes are answered, and OpenAPI does not show them."""
-    routes = health_routes(Probes())
+    routes = health_routes(Health(engine))
     app = FastAPI(routes=routes if way == "routes" else None)
     app.include_router(router)
     if way == "extend":
@@ -192,6 +185,7 @@ def test_health_routes_are_no_part_of_the_api(way: str) -> None:
     prefix = "/health" if way == "mount" else ""
     client = TestClient(app)
     for name in ("livez", "readyz", "startupz"):
-        assert client.get(f"{prefix}/{name}").text == f"{prefix}/{name}"
+        status = 200 if name == "livez" else 503  # nothing has started
+        assert client.get(f"{prefix}/{name}").status_code == status
     assert "/async" in client.get("/openapi.json").json()["paths"]
     assert "livez" not in client.get("/openapi.json").text

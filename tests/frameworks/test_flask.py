@@ -47,7 +47,7 @@ from engine_bridge.core import signals
 from engine_bridge.core.errors import ListenerError
 from engine_bridge.frameworks import mainprocess
 from engine_bridge.frameworks.wsgi import EngineMiddleware
-from engine_bridge.plugins import PIDFile
+from engine_bridge.plugins import Health, PIDFile
 
 flask = pytest.importorskip("flask")
 
@@ -330,34 +330,19 @@ def test_what_is_no_listener_is_refused_at_once() -> None:
 # -- probes --------------------------------------------------------------------------------------
 
 
-class Probes:
-    """Answers probes as the plugin Health does."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-
-    def probe(
-        self, name: str, *, verbose: bool = False
-    ) -> tuple[int, list[tuple[str, str]], bytes]:
-        """Answer *name* by the engine's state."""
-        ok = self.engine.ready or name == "livez"
-        headers = [("Content-Type", "text/plain"), ("Cache-Control", "no-store")]
-        return 200 if ok else 503, headers, f"{name} {verbose}".encode()
-
-
 def test_health_blueprint_answers_probes(engine: Engine) -> None:
     """The blueprint hands out what the plugin says; during the drain readiness is 503."""
     app = make_app()
     EngineBridge(app, engine)
-    app.register_blueprint(health_blueprint(Probes(engine)), url_prefix="/-")
+    app.register_blueprint(health_blueprint(Health(engine, verbose=True)), url_prefix="/-")
     client = app.test_client()
     answer = client.get("/-/startupz?verbose")
-    assert (answer.status_code, answer.text) == (200, "startupz True")
+    assert (answer.status_code, answer.json["probe"]) == (200, "startupz")
     assert answer.headers["cache-control"] == "no-store"
     assert client.get("/-/readyz").status_code == 200
     engine.drain()
     assert client.get("/-/readyz").status_code == 503
-    assert client.get("/-/livez").text == "livez False"
+    assert client.get("/-/livez").text == "ok"
     assert client.head("/-/livez").data == b""
     assert client.post("/-/livez").status_code == 405
 

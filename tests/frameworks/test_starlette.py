@@ -29,6 +29,7 @@ from engine_bridge.frameworks.starlette import (
     health_routes,
     mounted_lifespans,
 )
+from engine_bridge.plugins import Health
 
 Life = Callable[[Any], AbstractAsyncContextManager[Any]]
 Naming = Callable[[int], Engine]
@@ -710,36 +711,25 @@ def test_mounted_router_is_given_the_outermost_application() -> None:
 # health_routes
 
 
-class Probes:
-    """Stands for `engine_bridge.plugins.Health`."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-
-    async def asgi(self, scope: Any, receive: Any, send: Any) -> None:
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        response = PlainTextResponse(path, 200 if self.engine.ready else 503)
-        await response(scope, receive, send)
-
-
 @pytest.mark.parametrize("prefix", ["", "/health"])
 def test_health_routes_are_answered_by_the_plugin(engine: Engine, prefix: str) -> None:
     """Each probe has a route, for GET and HEAD, also below a mount; 503 while it drains."""
-    routes = health_routes(Probes(engine))
+    routes = health_routes(Health(engine))
     app = Starlette(
         routes=[Mount(prefix, routes=routes)] if prefix else routes, lifespan=engine.lifespan
     )
     with TestClient(app) as client:
         for name in ("livez", "readyz", "startupz"):
             answer = client.get(f"{prefix}/{name}")
-            assert (answer.status_code, answer.text) == (200, f"/{name}")
+            assert (answer.status_code, answer.text) == (200, "ok")
             assert client.head(f"{prefix}/{name}").status_code == 200
         assert client.get(f"{prefix}/other").status_code == 404
         engine.draining.set()
         assert client.get(f"{prefix}/readyz").status_code == 503
+        assert client.get(f"{prefix}/livez").status_code == 200
 
 
-@pytest.mark.parametrize("wrong", [None, "health", Probes, strict])
+@pytest.mark.parametrize("wrong", [None, "health", Health, strict])
 def test_health_routes_refuse_what_is_no_plugin(wrong: Any) -> None:
     """What answers no probes is refused in one sentence, a class that was not called included."""
     with pytest.raises(EngineError, match=r"health_routes\(…\) wants a Health plugin, got"):

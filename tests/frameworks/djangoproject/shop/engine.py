@@ -19,7 +19,7 @@ from engine_bridge.frameworks.django.signals import (
     engine_started,
     engine_stopped,
 )
-from engine_bridge.plugins import Plugin
+from engine_bridge.plugins import Health, Plugin
 
 LEDGER = Path("ledger.db")
 
@@ -82,18 +82,7 @@ class Caller(Plugin):
         record("called", connected=connection.connection is not None)
 
 
-class Probes:
-    """Answers probes; what the plugin Health does, as far as this app needs it."""
-
-    def probe(
-        self, name: str, *, verbose: bool = False
-    ) -> tuple[int, list[tuple[str, str]], bytes]:
-        """Return status, headers and body."""
-        good = engine.ready if name == "readyz" else engine.alive
-        return (200 if good else 503), [("Cache-Control", "no-store")], name.encode()
-
-
-probes = Probes()
+probes = Health(engine)
 clock = Clock(engine)
 clock.subscribe()
 
