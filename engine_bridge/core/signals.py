@@ -41,7 +41,7 @@ from .states import State
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import CodeType, FrameType
-    from typing import Any, NoReturn, TypeVar
+    from typing import Any, TypeVar
 
     from .engine import Engine
     from .lifecycle import Lifecycle
@@ -63,7 +63,7 @@ _changing = threading.Lock()  # of _watchers; never taken in a handler
 _owed: "dict[int, set[Engine]]" = {}  # signals to send again once these engines have stopped
 _passing: set[int] = set()  # signals that a predecessor handles at this moment
 _put_off: "deque[tuple[Handler, int]]" = deque()  # those that came meanwhile
-_unwinding: list[int] = []  # the signal that unwinds the main thread when it leaves our code
+_unwinding: list[BaseException] = []  # what unwinds the main thread when it leaves our code
 _shielded: "set[CodeType]" = set()
 
 
@@ -142,7 +142,7 @@ class Handler:
         worker that hangs, perhaps in such a handler.
         """
         if signum in _passing:
-            self.predecessor(signum, frame)
+            self._call(signum, frame)
         elif _passing and signum != signal.SIGABRT:
             _put_off.append((self, signum))
             return
@@ -153,12 +153,20 @@ class Handler:
     def _call_predecessors_in_turn(self, signum: int, frame: "FrameType | None") -> None:
         _passing.add(signum)
         try:
-            self.predecessor(signum, frame)
+            self._call(signum, frame)
         finally:
             _passing.discard(signum)
             if _put_off and not _passing:
                 handler, signum = _put_off.popleft()
                 handler._call_predecessor(signum, frame)
+
+    def _call(self, signum: int, frame: "FrameType | None") -> None:
+        try:
+            self.predecessor(signum, frame)
+        except SystemExit as exc:  # gunicorn's, on SIGQUIT
+            if not _amid_our_code(frame):
+                raise
+            _unwinding.append(exc)
 
     def _for_default(self, caught: "_Caught", frame: "FrameType | None") -> None:
         signum = caught.signum
@@ -166,7 +174,7 @@ class Handler:
             caught.note(partial(self._leave_to_server, signum))
         elif signum == signal.SIGTERM and _runs_in(frame, LEAVE_ON_SYSTEM_EXIT):
             caught.note(partial(self._leave_to_server, signum))
-            _raise(signum)
+            raise _end_by(signum)
         else:
             _owed[signum] = set(caught.engines)
             signal.signal(signum, signal.SIG_DFL)
@@ -264,16 +272,14 @@ def _default(signum: int) -> None:
 
 def _unwind_main(signum: int, frame: "FrameType | None", in_transition: bool = False) -> None:
     if in_transition or _amid_our_code(frame):
-        _unwinding.append(signum)
+        _unwinding.append(_end_by(signum))
     else:
-        _raise(signum)
+        raise _end_by(signum)
 
 
-def _raise(signum: int) -> "NoReturn":
-    """Raise in the main thread what ends it, with the exit status that a shell would tell."""
-    if signum == signal.SIGINT:
-        raise KeyboardInterrupt
-    raise SystemExit(128 + signum)
+def _end_by(signum: int) -> BaseException:
+    """Return what ends the main thread, with the exit status that a shell would tell."""
+    return KeyboardInterrupt() if signum == signal.SIGINT else SystemExit(128 + signum)
 
 
 # -- code of ours in which the main thread must not be unwound ----------------------------------
@@ -288,10 +294,10 @@ def shielded(function: "Function") -> "Function":
 def unwind() -> None:
     """Raise what a signal would have raised already, had it not come amid our code."""
     if _unwinding and in_main_thread() and not _amid_our_code(sys._getframe(2)):
-        signum = _unwinding[0]
+        end = _unwinding[0]
         _unwinding.clear()
         if not isinstance(sys.exception(), SystemExit | KeyboardInterrupt):  # it is unwound by it
-            _raise(signum)
+            raise end
 
 
 def is_unwinding() -> bool:
