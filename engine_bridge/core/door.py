@@ -6,7 +6,7 @@ from time import monotonic
 
 from . import nets, signals
 from .errors import ChannelFailures, EngineError, StartAborted, plain_text
-from .records import WARNING, Message
+from .records import WARNING
 from .states import State
 
 TYPE_CHECKING = False
@@ -208,4 +208,4 @@ class Gate:
 
     def _say(self, error: BaseException, delay: float) -> None:
         text = f"requests get 503 until a start succeeds; next try in {delay:.0f} s: {error}"
-        self.engine.tell(Message(text=text, level=WARNING, error=None))
+        self.engine.log(text, WARNING)

@@ -13,7 +13,7 @@ import threading
 import weakref
 
 from . import signals
-from .records import WARNING, Message, last_resort
+from .records import WARNING, last_resort
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def spread(engine: "Lifecycle", door: str) -> None:
             f"drain_delay={engine.drain_delay:g} has no effect under this server: "
             "it stops to serve as soon as it is told to go"
         )
-        engine.tell(Message(text=text, level=WARNING, error=None))
+        engine.log(text, WARNING)
     if door != "script":
         _spread_before_threads_are_joined()
         _spread_before_uvicorn_lets_go()

@@ -183,7 +183,7 @@ class ObservedBus(Bus):
         self.tell(Message(text=msg, level=level, error=None))
 
     def _warn(self, text: str) -> None:
-        self.tell(Message(text=text, level=WARNING, error=None))
+        self.log(text, WARNING)
 
     def tell(self, record: Record) -> None:
         """Hand *record* to the observers and the `log` channel; none of them can break anything."""

@@ -19,11 +19,11 @@ from math import ceil
 from asgiref.compatibility import guarantee_single_callable
 
 from engine_bridge import engine as default_engine
-from engine_bridge.core import records
 from engine_bridge.core.bus import is_async
 from engine_bridge.core.door import Door, Gate, engine_of
 from engine_bridge.core.engine import Engine
 from engine_bridge.core.errors import EngineError, plain_text
+from engine_bridge.core.records import WARNING
 from engine_bridge.core.requests import new_token, set_current
 from engine_bridge.core.stacks import coroutine_stack
 from engine_bridge.core.states import State
@@ -197,8 +197,7 @@ class _Lifespan:
                     f"two engines for {app!r}: requests count for that of EngineMiddleware only; "
                     "give it that of the application's lifespan: EngineMiddleware(app, engine)"
                 )
-                warning = records.Message(text=text, level=records.WARNING, error=None)
-                self._engine.tell(warning)
+                self._engine.log(text, WARNING)
 
     async def _stop(self) -> None:
         """Drain, have the application shut down, then exit: reverse of the start."""

@@ -25,7 +25,7 @@ from engine_bridge.core.bus import describe, is_async
 from engine_bridge.core.engine import Engine
 from engine_bridge.core.errors import EngineError
 from engine_bridge.core.flag import Flag, call_soon
-from engine_bridge.core.records import ERROR, INFO, WARNING, Message, Record
+from engine_bridge.core.records import ERROR, INFO, WARNING, Record
 from engine_bridge.core.transition import before_waiting
 from engine_bridge.plugins import arguments
 from engine_bridge.plugins.base import absolute
@@ -447,7 +447,7 @@ class BackgroundTask:
     def _leave(self, error: BaseException) -> None:
         """Have the engine exit, and the thread in `block` leave with the code of *error*."""
         text = f"{self.name} asks the engine to exit: {_line(error)}"
-        self.engine.tell(Message(text=text, level=WARNING, error=None))
+        self.engine.log(text, WARNING)
 
         def leave() -> None:
             try:

@@ -13,7 +13,7 @@ from time import monotonic
 from engine_bridge.core.bus import is_async
 from engine_bridge.core.engine import Engine
 from engine_bridge.core.flag import Flag
-from engine_bridge.core.records import WARNING, Message
+from engine_bridge.core.records import WARNING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -141,4 +141,4 @@ class Run:
         else:
             stack = thread_stack(self._thread.ident or 0)
         text = f"health: check {self.check.name!r} still runs after {seconds:.1f} s\n{stack}"
-        self.check.engine.tell(Message(text=text, level=WARNING, error=None))
+        self.check.engine.log(text, WARNING)

@@ -17,7 +17,7 @@ from typing import NamedTuple, overload
 from engine_bridge.core import nets
 from engine_bridge.core.engine import Engine
 from engine_bridge.core.errors import ChannelFailures, EngineError
-from engine_bridge.core.records import INFO, WARNING, Message, Record, StateChanged
+from engine_bridge.core.records import INFO, WARNING, Record, StateChanged
 from engine_bridge.core.states import State
 from engine_bridge.plugins import arguments
 from engine_bridge.plugins.arguments import PROBES
@@ -256,7 +256,7 @@ class Health(Plugin):
         self._known[who] = ok
         text = f"{who} passes again" if ok else f"{who} fails: {complaint}"
         level = INFO if ok else WARNING
-        self.engine.tell(Message(text=f"health: {text}", level=level, error=None))
+        self.engine.log(f"health: {text}", level)
 
     def _route(self, method: str, path: str, query: str) -> "tuple[str, bool] | Answer":
         """Return the probe that is meant, and whether it is to be verbose; or a refusal."""
