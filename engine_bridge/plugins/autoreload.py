@@ -164,8 +164,7 @@ class Autoreloader(Plugin):
 
         A new one would be a fork of the same, with the same changes not in force, and so for ever.
         """
-        host = self.engine.host
-        if self._made_in != os.getpid() and host is not None and not host.owns_process:
+        if self._made_in != os.getpid() and not self.engine.owns_process:
             self._watched.begin_now()
 
     def _tell(self, text: str, exc: Exception | None) -> None:

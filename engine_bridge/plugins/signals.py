@@ -107,7 +107,7 @@ class SignalHandler(Plugin):
 
     def handle_SIGTERM(self) -> None:  # noqa: N802  # CherryPy's way to name it
         """Exit, if the process is ours; under a server the core drains and the server leaves."""
-        if self.engine.host is None or self.engine.host.owns_process:
+        if self.engine.owns_process:
             try:
                 self.engine.exit()
             except ChannelFailures:

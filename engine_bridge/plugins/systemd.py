@@ -282,9 +282,9 @@ class Systemd(Plugin):
             return True
         if self._phase != DRAINING:
             return False
-        progress, host = self.engine.progress, self.engine.host
+        progress = self.engine.progress
         exits = progress is not None and progress.kind == "exit"
-        return exits or (host is not None and not host.owns_process)
+        return exits or not self.engine.owns_process
 
     def _now(self, listener: str = "") -> str:
         """Return one line on what the engine does, as far as its change was told."""

@@ -26,7 +26,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from watchfiles._rust_notify import RustNotify
 
-BACKENDS = ("auto", "inotify", "watchfiles", "polling")
 STEP = 10  # milliseconds between two glances of watchfiles at what the system told
 BATCH = 100  # milliseconds for which it gathers, while more is told
 DEEPEST = 50  # directories, one in the other, that may be made while we begin to listen
@@ -147,7 +146,7 @@ class Watcher:
         finally:
             backend.close()
 
-    def _look(self, backend: "Polling | Notified | Told", insists: bool) -> bool:
+    def _look(self, backend: "Backend", insists: bool) -> bool:
         since = monotonic()
         changed = self.watched.compare()
         for _ in range(DEEPEST):
@@ -179,12 +178,12 @@ class Watcher:
             pause = settled
         return found
 
-    def _wait(self, backend: "Polling | Notified | Told", insists: bool) -> None:
+    def _wait(self, backend: "Backend", insists: bool) -> None:
         while not self._stopped.is_set():
             if backend.wait(self._frequency()) or insists or self.watched.has_grown():
                 return
 
-    def _open(self) -> "Polling | Notified | Told":
+    def _open(self) -> "Backend":
         wanted = best() if self._wanted == "auto" else self._wanted
         try:
             return KINDS[wanted](self._stopped)
@@ -359,11 +358,13 @@ class Notified:
             notify.close()
 
 
-KINDS: "dict[str, Callable[[Flag], Polling | Notified | Told]]" = {
+Backend = Polling | Notified | Told
+KINDS: dict[str, Callable[[Flag], Backend]] = {
     "inotify": Told,
     "watchfiles": Notified,
     "polling": Polling,
 }
+BACKENDS = ("auto", *KINDS)
 
 
 def best() -> str:
