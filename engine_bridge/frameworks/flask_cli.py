@@ -13,28 +13,23 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import wraps
-from inspect import signature
 
 import click
 import flask
 from flask.cli import AppGroup, ScriptInfo
 
-from engine_bridge.core.bus import Listener
 from engine_bridge.core.engine import Engine
 from engine_bridge.core.errors import EngineError
-from engine_bridge.frameworks import mainprocess
+from engine_bridge.frameworks import mainprocess, report
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    pass
 
 PIDFILE = "ENGINE_PIDFILE"
-# Source: Linux Standard Base, "Init Script Actions", on the action `status`.
-NOT_RUNNING, UNKNOWN = 3, 4
-WITHOUT_ARGUMENTS = ("start", "drain", "stop", "exit", "graceful", "main", "fork")
-PARAMETERS = ("slow_after", "start_timeout", "stop_timeout", "drain_delay", "drain_timeout")
+UNKNOWN_PIDFILE = f"no PID file is known, set app.config[{PIDFILE!r}]"
 
 
 def _with_engine(command: "Callable[[], None]") -> "Callable[[], None]":
@@ -81,10 +76,10 @@ def status() -> None:
     """
     engine, path = _engine(), _pidfile()
     pid = _main_process(path)
-    _show(engine, _about(path, pid))
+    _show(engine, report.process(path, pid, UNKNOWN_PIDFILE))
     if path is None:
-        sys.exit(UNKNOWN)
-    sys.exit(0 if pid else NOT_RUNNING)
+        sys.exit(report.UNKNOWN)
+    sys.exit(0 if pid else report.NOT_RUNNING)
 
 
 @commands.command(with_appcontext=False)
@@ -96,10 +91,9 @@ def check() -> None:
     Exit status: 0 nothing is wrong, 1 something is.
     """
     engine, path = _engine(), _pidfile()
-    facts = {"application": flask.current_app.name}
-    facts |= {name: f"{getattr(engine, name):g} s" for name in PARAMETERS}
+    facts = {"application": flask.current_app.name, **report.parameters(engine)}
     _show(engine, facts | {"PID file": "none" if path is None else path})
-    complaints = [*_complaints(engine.listeners), *_complaints_about(path)]
+    complaints = list(report.complaints(engine, path))
     click.echo()
     for complaint in complaints:
         click.echo(f"Error: {complaint}", err=True)
@@ -119,11 +113,11 @@ def graceful() -> None:
     path = _pidfile()
     if path is None:
         click.echo(f"Error: no PID file is known: set app.config[{PIDFILE!r}]", err=True)
-        sys.exit(UNKNOWN)
+        sys.exit(report.UNKNOWN)
     pid = _main_process(path)
     if not pid:
         click.echo(f"Error: not running: nobody holds {path}", err=True)
-        sys.exit(NOT_RUNNING)
+        sys.exit(report.NOT_RUNNING)
     try:
         mainprocess.tell(pid, signal.SIGUSR1)
     except EngineError as exc:
@@ -144,11 +138,7 @@ def _pidfile() -> str | None:
     configured: str | os.PathLike[str] | None = flask.current_app.config.get(PIDFILE)
     if configured is not None:
         return os.path.abspath(configured)
-    for listener in _engine().listeners.get("start", ()):
-        path = getattr(listener.owner, "pidfile", None)
-        if isinstance(path, str):
-            return path
-    return None
+    return report.pidfile(_engine())
 
 
 def _main_process(path: str | None) -> int:
@@ -158,55 +148,5 @@ def _main_process(path: str | None) -> int:
         raise click.ClickException(str(exc)) from exc
 
 
-def _complaints(channels: "Mapping[str, tuple[Listener, ...]]") -> Iterator[str]:
-    """Say which listeners of the engine's own channels cannot be called as they will be."""
-    for channel in WITHOUT_ARGUMENTS:
-        for listener in channels.get(channel, ()):
-            try:
-                signature(listener.call).bind()
-            except TypeError as exc:
-                yield (
-                    f"{listener.name} cannot be called on {channel!r}, "
-                    f"where listeners get no arguments: {exc}"
-                )
-            except ValueError:
-                pass  # made in C: it does not say what it takes
-
-
-def _complaints_about(path: str | None) -> Iterator[str]:
-    if path is None:
-        return
-    folder = os.path.dirname(path)
-    if not os.access(folder, os.W_OK | os.X_OK):
-        fault = "may not be written to" if os.path.isdir(folder) else "is no directory"
-        yield f"no PID file can be made: {folder} {fault}"
-
-
-# -- what they show ------------------------------------------------------------------------------
-
-
-def _about(path: str | None, pid: int) -> dict[str, str]:
-    if path is None:
-        return {"state": f"unknown: no PID file is known, set app.config[{PIDFILE!r}]"}
-    if pid:
-        return {"state": "running", "main process": str(pid), "PID file": path}
-    return {"state": "not running", "PID file": path}
-
-
 def _show(engine: Engine, facts: dict[str, str]) -> None:
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        click.echo(f"{name:<{width}}  {value}")
-    order = {channel: place for place, channel in enumerate(WITHOUT_ARGUMENTS)}
-    channels = dict(
-        sorted(engine.listeners.items(), key=lambda item: order.get(item[0], len(order)))
-    )
-    if not channels:
-        return
-    click.echo("\nlisteners, in order, with their priorities")
-    width = max(map(len, channels))
-    for channel, listeners in channels.items():
-        name = channel
-        for listener in listeners:
-            click.echo(f"  {name:<{width}}  {listener.order[0]:>3g}  {listener.name}")
-            name = ""
+    click.echo("\n".join([report.table(facts), *report.listeners(engine)]))

@@ -32,6 +32,7 @@ from django.utils.module_loading import import_string
 from engine_bridge import engine as default_engine
 from engine_bridge.core.engine import Engine
 from engine_bridge.core.errors import EngineError
+from engine_bridge.frameworks import report
 from engine_bridge.frameworks.django import database, signals
 from engine_bridge.frameworks.django.database import uses_database
 
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
 APP = "engine_bridge.frameworks.django"
 KEYS = ("ENGINE", "PLUGINS", "INSTANCE")
-PARAMETERS = ("slow_after", "start_timeout", "stop_timeout", "drain_delay", "drain_timeout")
 FUNCTIONS = ("callback", "checks")  # options of plugins that are functions, or a mapping to some
 EXAMPLE = '{"PLUGINS": {"PIDFile": {"pidfile": "/run/shop.pid"}}}'
 
@@ -168,9 +168,9 @@ def _problems_of_parameters(parameters: object) -> Iterator[SettingError]:
         yield SettingError("E003", found, 'write e.g. {"drain_timeout": 20}')
         return
     for name, value in parameters.items():
-        if name not in PARAMETERS:
+        if name not in report.PARAMETERS:
             found = f"ENGINE_BRIDGE['ENGINE'] has no parameter {name!r}"
-            yield SettingError("E003", found, _did_you_mean(name, PARAMETERS))
+            yield SettingError("E003", found, _did_you_mean(name, report.PARAMETERS))
             continue
         try:
             Engine(**{name: value})  # it knows what its parameters must be

@@ -2,7 +2,8 @@
 
 from django.core.management import BaseCommand, CommandError
 
-from engine_bridge.frameworks.django import checks, conf, report
+from engine_bridge.frameworks import report
+from engine_bridge.frameworks.django import checks, project
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,11 +21,10 @@ class Command(BaseCommand):
 
     def handle(self, *args: "Any", **options: "Any") -> None:
         """Show it."""
-        engine, plugins = report.describe()
-        parameters = {name: f"{getattr(engine, name):g} s" for name in conf.PARAMETERS}
+        engine, plugins = project.describe()
         path = report.pidfile(engine, plugins)
-        self.stdout.write(report.facts(parameters | {"PID file": path or "none"}))
-        self.stdout.write(report.plugins_and_listeners(engine, plugins))
+        self.stdout.write(report.table(report.parameters(engine) | {"PID file": path or "none"}))
+        self.stdout.write(project.plugins_and_listeners(engine, plugins))
         complaints = list(report.complaints(engine, path))
         if complaints:
             raise CommandError("\n".join(complaints))

@@ -8,8 +8,8 @@ from argparse import ArgumentParser
 from django.core.management import BaseCommand, CommandError
 
 from engine_bridge.core.errors import EngineError
-from engine_bridge.frameworks import mainprocess
-from engine_bridge.frameworks.django import report
+from engine_bridge.frameworks import mainprocess, report
+from engine_bridge.frameworks.django import project
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,13 +26,13 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Add the options."""
-        parser.add_argument("--pidfile", help=report.PIDFILE_HELP)
+        parser.add_argument("--pidfile", help=project.PIDFILE_HELP)
 
     def handle(self, *args: "Any", pidfile: str | None = None, **options: "Any") -> None:
         """Tell it."""
-        path = report.pidfile(*report.describe()) if pidfile is None else os.path.abspath(pidfile)
+        path = report.pidfile(*project.describe()) if pidfile is None else os.path.abspath(pidfile)
         if path is None:
-            self.stderr.write(f"Error: {report.UNKNOWN_PIDFILE}")
+            self.stderr.write(f"Error: {project.UNKNOWN_PIDFILE}")
             sys.exit(report.UNKNOWN)
         try:
             pid = mainprocess.find(path)

@@ -7,8 +7,8 @@ from argparse import ArgumentParser
 from django.core.management import BaseCommand, CommandError
 
 from engine_bridge.core.errors import EngineError
-from engine_bridge.frameworks import mainprocess
-from engine_bridge.frameworks.django import report
+from engine_bridge.frameworks import mainprocess, report
+from engine_bridge.frameworks.django import project
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,26 +25,18 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Add the options."""
-        parser.add_argument("--pidfile", help=report.PIDFILE_HELP)
+        parser.add_argument("--pidfile", help=project.PIDFILE_HELP)
 
     def handle(self, *args: "Any", pidfile: str | None = None, **options: "Any") -> None:
         """Show it."""
-        engine, plugins = report.describe()
+        engine, plugins = project.describe()
         path = report.pidfile(engine, plugins) if pidfile is None else os.path.abspath(pidfile)
         try:
             pid = 0 if path is None else mainprocess.find(path)
         except EngineError as exc:
             raise CommandError(str(exc)) from exc
-        self.stdout.write(report.facts(_about(path, pid)))
-        self.stdout.write(report.plugins_and_listeners(engine, plugins))
+        self.stdout.write(report.table(report.process(path, pid, project.UNKNOWN_PIDFILE)))
+        self.stdout.write(project.plugins_and_listeners(engine, plugins))
         if path is None:
             sys.exit(report.UNKNOWN)
         sys.exit(0 if pid else report.NOT_RUNNING)
-
-
-def _about(path: str | None, pid: int) -> dict[str, str]:
-    if path is None:
-        return {"state": f"unknown: {report.UNKNOWN_PIDFILE}"}
-    if pid:
-        return {"state": "running", "main process": str(pid), "PID file": path}
-    return {"state": "not running", "PID file": path}
