@@ -11,9 +11,9 @@ from processes import Process, start_process
 PRIVATE: list[str | Path] = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
 
 
-def run_on_mount(folder: Path, options: str, script: str) -> Process:
+def on_mount(folder: Path, options: str, script: str) -> list[str | Path]:
     """
-    Run a Python script in *folder*, on which a tmpfs is mounted; it must end with 0.
+    Return the command of a Python script that runs in *folder*, on which a tmpfs is mounted.
 
     In a mount namespace of its own, so that nothing stays mounted whatever happens; a plain user
     may have one where user namespaces are allowed. Else the test is skipped.
@@ -32,7 +32,11 @@ def run_on_mount(folder: Path, options: str, script: str) -> Process:
         pytest.skip(f"no file system can be mounted here: {probe.stderr.decode()}")
     program = folder.with_suffix(".py")
     program.write_text(textwrap.dedent(script))
-    argv = [*PRIVATE, f'{mount} && exec "$2" "$3"', "", folder, sys.executable, program]
-    with start_process(argv, apart=True) as process:
+    return [*PRIVATE, f'{mount} && exec "$2" "$3"', "", folder, sys.executable, program]
+
+
+def run_on_mount(folder: Path, options: str, script: str) -> Process:
+    """Run a script as by `on_mount`; it must end with 0."""
+    with start_process(on_mount(folder, options, script), apart=True) as process:
         assert process.wait_exit() == 0, process.report()
     return process

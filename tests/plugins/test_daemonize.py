@@ -2,15 +2,14 @@ import os
 import re
 import signal
 import stat
-import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mounts import on_mount
 from processes import (
     Entry,
     Finished,
@@ -970,24 +969,9 @@ def test_daemonizer_reports_a_fault_of_its_own_and_never_returns_twice() -> None
     assert all("returned" not in each for each in done.process.published().values())
 
 
-def on_mount(folder: Path, options: str, source: str) -> Process:
-    """
-    Run a script on a tiny file system of its own, from which all is gone afterwards.
-
-    A plain user may have one where user namespaces are allowed.
-    """
-    mount = f'mount -t tmpfs -o {options} tmpfs "$1" && cd "$1"'
-    private: list[str | Path] = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
-    try:
-        probe = subprocess.run([*private, mount, "", folder], capture_output=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("needs unshare(1)")
-    if probe.returncode:
-        pytest.skip(f"no file system can be mounted here: {probe.stderr.decode()}")
-    path = folder.with_suffix(".py")
-    path.write_text(textwrap.dedent(source))
-    argv = [*private, f'{mount} && exec "$2" "$3"', "", folder, sys.executable, path]
-    with start_process(argv) as process:
+def launch_on_mount(folder: Path, options: str, source: str) -> Process:
+    """Run a script as by `on_mount`, from which all is gone afterwards."""
+    with start_process(on_mount(folder, options, source)) as process:
         process.wait_exit()
         wait_until(lambda: not process.family(), what="its end")
     return process
@@ -996,7 +980,7 @@ def on_mount(folder: Path, options: str, source: str) -> Process:
 def test_daemonizer_says_that_the_file_system_is_read_only(tmp_path: Path) -> None:
     """A file that cannot be made there is refused in the terminal."""
     source = program("Daemonizer(engine, stdout='out').subscribe()", "engine.start()")
-    process = on_mount(tmp_path, "ro", source)
+    process = launch_on_mount(tmp_path, "ro", source)
     assert process.process.returncode == 1
     assert f"cannot open {tmp_path}/out as stdout: Read-only file system" in process.output()
 
@@ -1016,7 +1000,7 @@ def test_daemonizer_outlives_a_full_disk(tmp_path: Path) -> None:
         engine.log("lost as well", 40)
         """
     )
-    process = on_mount(tmp_path, "size=4096", source)
+    process = launch_on_mount(tmp_path, "size=4096", source)
     assert process.process.returncode == 0
     [lost] = process.wait_published("lost")
     assert lost.facts == {"why": "No space left on device"}
