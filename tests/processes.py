@@ -82,6 +82,7 @@ __all__ = [
     "free_port",
     "get",
     "kill_all",
+    "open_files",
     "open_stream",
     "prints",
     "process_table",
@@ -216,6 +217,15 @@ def _read_bytes(path: str) -> bytes:
         return Path(path).read_bytes()
     except OSError:
         return b""
+
+
+def open_files(pid: int) -> list[str]:
+    """Return what the descriptors of *pid* lead to, but for what it closes meanwhile."""
+    found = []
+    for descriptor in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(FileNotFoundError):
+            found.append(os.readlink(f"/proc/{pid}/fd/{descriptor}"))
+    return found
 
 
 def process_info(pid: int) -> ProcessInfo | None:

@@ -58,7 +58,7 @@ def test_reminders_ring_until_told_to_go(command: list[str], status: int, migrat
         stream.wait_first()
         manage(migrated, "remind", "0", "Tea is ready")
         assert b"Tea is ready" in get(server.port).body
-        server.wait(lambda: b"rung" in get(server.port).body, 10, "it rings")
+        server.wait(lambda: b"<td>rung" in get(server.port).body, 10, "it rings")
         pid = int((migrated / "reminders.pid").read_text())
         assert f"main process  {pid}\n" in manage(migrated, "engine_status")
         os.kill(pid, signal.SIGTERM)

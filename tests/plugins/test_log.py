@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from mounts import run_on_mount
-from processes import run_script, start_script
+from processes import open_files, run_script, start_script
 
 from engine_bridge import ChannelFailures, Engine, EngineError
 from engine_bridge.core.records import Record, RecordText, to_logging
@@ -428,7 +428,7 @@ def test_log_opens_its_file_anew_on_sigusr1(tmp_path: Path) -> None:
         path.rename(old)
         process.signal(signal.SIGUSR1)
         process.wait_line("^graceful$")
-        opened = {os.readlink(entry) for entry in Path(f"/proc/{process.pid}/fd").iterdir()}
+        opened = open_files(process.pid)
         assert str(path) in opened
         assert str(old) not in opened
         process.signal(signal.SIGTERM)

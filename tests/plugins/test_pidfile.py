@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from mounts import run_on_mount
 from processes import (
+    open_files,
     publishes,
     run_script,
     run_server,
@@ -508,9 +509,7 @@ def test_pidfile_is_not_held_by_a_forked_child(path: Path) -> None:
         process.wait_line("^up$")
         assert is_locked(path)
         process.signal(signal.SIGSTOP)
-        assert not any(
-            "app.pid" in os.readlink(entry) for entry in Path(f"/proc/{child}/fd").iterdir()
-        )
+        assert str(path) not in open_files(child)
         process.signal(signal.SIGKILL)
         process.wait_exit()
         assert not is_locked(path)
@@ -790,11 +789,8 @@ def test_pidfile_under_gunicorn_names_its_main_process(tmp_path: Path, preload: 
     path = tmp_path / "app.pid"
     with run_server(command, cwd=tmp_path, ready=publishes("start", 3)) as server:
         assert path.read_text() == f"{server.pid}\n"
-        holders = [
-            pid
-            for pid in (server.pid, *server.workers())
-            if any("app.pid" in os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir())
-        ]
+        family = (server.pid, *server.workers())
+        holders = [pid for pid in family if str(path) in open_files(pid)]
         assert holders == ([server.pid] if preload else server.workers())
         server.signal(signal.SIGTERM)
         assert server.wait_exit() == 0
