@@ -7,7 +7,8 @@ and then does what is left to do, which the handler has decided, by the predeces
 and by what the engine claims:
 
 - A callable predecessor, such as a server's handler, is called, and decides when the process
-  leaves. We drain. uvicorn's can be held back for `drain_delay`, since it only sets attributes.
+  leaves. We drain. uvicorn's can be held back for `drain_delay`, since it only sets attributes;
+  that of Twisted, on which daphne serves, is held back until the engine has exited.
 - SIG_DFL would kill: the handler sets SIG_DFL back, the engine drains and stops, and sends the
   signal again. The exit status is what it would have been; a second signal kills at once.
 - SIG_IGN, or a handler installed from C, is left alone.
@@ -20,7 +21,7 @@ and by what the engine claims:
 Whatever the notes need must be in place before they are put: another thread may act at once.
 
 Facts about servers are from their source, as measured for uvicorn 0.54, gunicorn 27 with
-uvicorn-worker 0.4, hypercorn 0.18, waitress 3.0 and cheroot 11.1.
+uvicorn-worker 0.4, hypercorn 0.18, daphne 4.2, waitress 3.0 and cheroot 11.1.
 """
 
 import os
@@ -103,7 +104,8 @@ class Handler:
         self._held_for = set()
         if caught.times == 1 and self.can_hold():
             leaving = (engine for engine, claim in caught.engines.items() if claim != DECIDES)
-            self._held_for = {engine for engine in leaving if engine.drain_delay}
+            cuts_off = _is_twisted(self._server)
+            self._held_for = {engine for engine in leaving if cuts_off or engine.drain_delay}
         caught.note(partial(self._leave_to_server, caught.signum), by=(HEARS, LEAVES))
         if not self._held_for:
             self._call_predecessor(caught.signum, frame)
@@ -114,14 +116,20 @@ class Handler:
             if engine.state is State.STARTED and signum != getattr(signal, "SIGABRT", None):
                 engine.drain()
                 engine.pause_for_drain_delay()
+                if engine in self._held_for and _is_twisted(self._server):
+                    engine.exit()
             else:
                 engine.exit()
         finally:
             self._release(signum, engine)
 
     def can_hold(self) -> bool:
-        """Whether the predecessor can be called later, from any thread: uvicorn's can."""
-        return _is_uvicorn(getattr(self.predecessor, "__self__", None))
+        """Whether the predecessor can be called later, from any thread: theirs can."""
+        return _is_uvicorn(self._server) or _is_twisted(self._server)
+
+    @property
+    def _server(self) -> object:
+        return getattr(self.predecessor, "__self__", None)
 
     def _release(self, signum: int, engine: "Engine") -> None:
         """Call the predecessor that was held back, unless a second signal has."""
@@ -434,6 +442,18 @@ def uvicorn_server() -> "Any":
 
 def _is_uvicorn(server: object) -> bool:
     return hasattr(server, "should_exit") and hasattr(server, "force_exit")
+
+
+def _is_twisted(server: object) -> bool:
+    """
+    Whether *server* is Twisted's reactor, on which daphne serves.
+
+    Told to go it cancels at once what is in flight, and the loop runs no more: too late for us.
+
+    Source:
+        daphne 4.2, `Server.kill_all_applications`; Twisted 26, `ReactorBase.sigTerm`.
+    """
+    return type(server).__module__.startswith("twisted.internet.")
 
 
 def _after_server_handler(signum: int) -> None:

@@ -26,6 +26,7 @@ CONFIG = ["-c", "python:engine_bridge.servers.gunicorn"]
 UVICORN = [sys.executable, "-m", "uvicorn", "--port", "{port}"]
 WAITRESS = [sys.executable, "-m", "waitress", "--listen", "127.0.0.1:{port}"]
 HYPERCORN = [sys.executable, "-m", "hypercorn", "--bind", "127.0.0.1:{port}"]
+DAPHNE = [sys.executable, "-m", "daphne", "-p", "{port}"]
 GRANIAN = [sys.executable, "-m", "granian", "--host", "127.0.0.1", "--port", "{port}"]
 
 WSGI = "servers.apps.wsgi:app"
