@@ -150,11 +150,9 @@ class _Lifespan:
     async def run(self) -> None:
         """Take the server through startup and shutdown."""
         await self._receive()
-        try:
-            await self._start()
-        except Exception as exc:
-            message = plain_text(exc) or traceback.format_exc()
-            await self._send({"type": "lifespan.startup.failed", "message": message})
+        failure = await _failure_of(self._start())
+        if failure:
+            await self._send({"type": "lifespan.startup.failed", "message": failure})
             return
         try:
             await self._send({"type": "lifespan.startup.complete"})
@@ -162,11 +160,9 @@ class _Lifespan:
         except BaseException:
             await self._stop()  # the server gave up on us, or the loop ends: no message is due
             raise
-        try:
-            await self._stop()
-        except Exception as exc:
-            message = plain_text(exc) or traceback.format_exc()
-            await self._send({"type": "lifespan.shutdown.failed", "message": message})
+        failure = await _failure_of(self._stop())
+        if failure:
+            await self._send({"type": "lifespan.shutdown.failed", "message": failure})
             return
         await self._send({"type": "lifespan.shutdown.complete"})
 
@@ -220,6 +216,20 @@ class _Lifespan:
     async def _stop_inner(self) -> None:
         if self._inner is not None:
             await self._inner.stop()
+
+
+async def _failure_of(step: "Awaitable[None]") -> str:
+    """
+    Take *step* and return how it failed, nothing if it has not.
+
+    The server is told outside of `except`: hypercorn raises when it hears of a failure, and would
+    have that traceback tell ours once more.
+    """
+    try:
+        await step
+    except Exception as exc:
+        return plain_text(exc) or traceback.format_exc()
+    return ""
 
 
 class InnerLifespan:

@@ -30,7 +30,6 @@ pytest.importorskip("django")
 PROJECT = Path(__file__).parent / "djangoproject"
 MANAGE = [sys.executable, "manage.py"]
 RUNSERVER = [*MANAGE, "runserver", "127.0.0.1:{port}"]
-NO_RELOAD = [*RUNSERVER, "--noreload"]
 STARTED = "signal started"
 LIFE = (
     *("opened", "start", STARTED),
@@ -45,7 +44,6 @@ SERVERS = [
         [*GUNICORN, *CONFIG, "-k", "gthread", "--preload", WSGI], 1, 0, id="gunicorn-preload"
     ),
     pytest.param([*UVICORN, ASGI], 1, -signal.SIGTERM, id="uvicorn"),
-    pytest.param(NO_RELOAD, 1, -signal.SIGTERM, id="runserver"),
 ]
 EVERY_SERVER = pytest.mark.parametrize(("command", "workers", "status"), SERVERS)
 
@@ -88,21 +86,10 @@ def test_each_worker_starts_drains_and_stops_once(
     assert order == ["held", "released", "stop", "closed"]
 
 
-@pytest.mark.parametrize(
-    ("command", "status"),
-    [
-        pytest.param([*GUNICORN, *CONFIG, WSGI], 3, id="gunicorn"),
-        pytest.param([*UVICORN, ASGI], 3, id="uvicorn"),
-        pytest.param(NO_RELOAD, 1, id="runserver"),
-        pytest.param([*MANAGE, "engine_run"], 1, id="engine_run"),
-    ],
-)
-def test_failing_start_leaves_nothing_open(command: list[str], status: int, project: Path) -> None:
+def test_failing_start_leaves_nothing_open(project: Path) -> None:
     """A start that fails ends the process; the listener's name and the traceback say why."""
-    words = [word.replace("{port}", "0") for word in command]
-    with start_process(words, cwd=project, env={"PROJECT_FAILS": "1"}) as process:
-        assert process.wait_exit(15) == status
-        output = process.output()
+    process = manage(project, "engine_run", status=1, PROJECT_FAILS="1")
+    output = process.output()
     assert "shop.engine.connect failed on 'start'" in output
     assert "RuntimeError: the database is down" in output
     assert "Traceback" in output

@@ -1,0 +1,1 @@
+"""Django: a project whose only app is itself."""
