@@ -59,7 +59,7 @@ class EngineMiddleware:
                 retry_after = self.gate.admit()
                 if retry_after is not None:
                     requests.end(token)
-                    return _unavailable(retry_after, start_response)
+                    return _unavailable(retry_after, environ, start_response)
             if engine.hears_requests:
                 finish = engine.publish  # now: of several listeners the last may fail
                 finish("acquire_thread")
@@ -220,7 +220,9 @@ def _finish(requests: Requests, token: int, finish: "Callable[..., object] | Non
         requests.end(token)
 
 
-def _unavailable(retry_after: float, start_response: "StartResponse") -> list[bytes]:
+def _unavailable(
+    retry_after: float, environ: "WSGIEnvironment", start_response: "StartResponse"
+) -> list[bytes]:
     """Answer that the engine is not STARTED."""
     body = b"The application is not available; try again later.\n"
     headers = [
@@ -230,7 +232,7 @@ def _unavailable(retry_after: float, start_response: "StartResponse") -> list[by
     ]
     status = HTTPStatus.SERVICE_UNAVAILABLE
     start_response(f"{status.value} {status.phrase}", headers)
-    return [body]
+    return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
 
 
 def _check(app: object) -> None:

@@ -5,10 +5,12 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
+from wsgiref.handlers import SimpleHandler
 from wsgiref.types import StartResponse, WSGIApplication
-from wsgiref.util import FileWrapper
+from wsgiref.util import FileWrapper, is_hop_by_hop
 from wsgiref.validate import validator
 
 import gunicorn.http.wsgi
@@ -117,6 +119,55 @@ def test_wsgi_middleware_passes_lint_on_both_sides(engine: Engine, body: Iterabl
     answering = Answering(app)
     assert b"".join(answering.body) == expected
     answering.close()
+    assert engine.in_flight == 0
+
+
+STATES = {"started": 200, "draining": 200, "closed": 503, "failed": 503}
+
+
+def bring(engine: Engine, state: str) -> None:
+    """Bring *engine* into a state in which requests may find it."""
+
+    def fail() -> None:
+        raise LookupError("no database")
+
+    if state == "failed":
+        engine.subscribe("start", fail)
+        return
+    engine.start()
+    if state != "started":
+        getattr(engine, "drain" if state == "draining" else "stop")()
+
+
+@pytest.mark.parametrize(
+    ("judge", "method"),
+    [
+        pytest.param(validator, "GET", id="validator-GET"),
+        pytest.param(validator, "HEAD", id="validator-HEAD"),
+        pytest.param(LintMiddleware, "GET", id="lint-GET"),  # of HEAD it wants Content-Length 0
+    ],
+)
+@pytest.mark.parametrize("state", STATES)
+def test_wsgi_middleware_is_approved_in_every_state(
+    engine: Engine, state: str, method: str, judge: Callable[[WSGIApplication], WSGIApplication]
+) -> None:
+    """Whether the application answers or we do, no judge objects on either side; HEAD included."""
+
+    def app(environ: Environ, start_response: StartResponse) -> list[bytes]:
+        body = b"all"
+        start_response("200 OK", [*PLAIN, ("Content-Length", str(len(body)))])
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
+
+    bring(engine, state)
+    judged = judge(EngineMiddleware(judge(app), engine))
+    answering = Answering(judged, make_environ(method))
+    body = b"".join(answering.body)
+    answering.close()
+    assert answering.status.startswith(str(STATES[state]))
+    assert not any(is_hop_by_hop(name) for name in answering.headers)
+    length = int(answering.headers["content-length"])
+    assert length > 0
+    assert len(body) == (0 if method == "HEAD" else length)
     assert engine.in_flight == 0
 
 
@@ -238,6 +289,102 @@ def test_wsgi_application_may_start_its_response_again_with_exc_info(engine: Eng
         return [b"failed"]
 
     assert ask_wsgi(EngineMiddleware(validator(app), engine))[::2] == (500, b"failed")
+
+
+@pytest.mark.parametrize("is_sent", [False, True], ids=["not sent", "sent"])
+def test_wsgi_failure_after_the_headers_is_the_servers_to_decide(
+    engine: Engine, requested: list[str], is_sent: bool
+) -> None:
+    """`start_response` with exc_info, in the midst of a body, replaces the headers or raises."""
+
+    def app(environ: Environ, start_response: StartResponse) -> Iterator[bytes]:
+        start_response("200 OK", PLAIN)
+        try:
+            if is_sent:
+                yield b"one"
+            raise LookupError("in the middle")
+        except LookupError:
+            start_response("500 Oh", PLAIN, sys.exc_info())
+        yield b"failed"
+
+    handler, output = reference_server()
+    handler.run(EngineMiddleware(app, engine))
+    assert (b"failed" in output.getvalue()) == (not is_sent)
+    assert output.getvalue().startswith(b"HTTP/1.1 200 OK" if is_sent else b"HTTP/1.1 500 Oh")
+    assert ("in the middle" in handler.get_stderr().getvalue()) == is_sent  # type: ignore[attr-defined]  # a StringIO
+    assert engine.in_flight == 0
+    assert requested == [*REQUEST_CHANNELS]
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+@pytest.mark.parametrize("state", STATES)
+def test_wsgi_reference_server_knows_the_length(
+    engine: Engine, state: str, kind: Callable[[Iterable[bytes]], Iterable[bytes]]
+) -> None:
+    """The standard library's server, told no length, takes that of a single block."""
+    bring(engine, state)
+    handler, output = reference_server()
+    handler.run(EngineMiddleware(returning(kind([b"all"])), engine))
+    head, _, body = output.getvalue().partition(b"\r\n\r\n")
+    assert head.count(b"Content-Length: %d" % len(body)) == 1
+
+
+def reference_server() -> tuple[SimpleHandler, BytesIO]:
+    """Return the standard library's half of one request, and what it sends."""
+    output = BytesIO()
+    handler = SimpleHandler(BytesIO(), output, StringIO(), make_environ())
+    handler.http_version = "1.1"
+    return handler, output
+
+
+@pytest.mark.parametrize("channels", [False, True], ids=["nobody listens", "somebody listens"])
+def test_wsgi_generator_may_be_the_application(engine: Engine, channels: bool) -> None:
+    """A generator function calls `start_response` when its first block is asked for."""
+    if channels:
+        engine.subscribe("before_request", lambda: None)
+    begun: list[int] = []
+
+    def app(environ: Environ, start_response: StartResponse) -> Iterator[bytes]:
+        begun.append(engine.in_flight)
+        start_response("200 OK", PLAIN)
+        yield b"one, "
+        yield b"two"
+
+    assert ask_wsgi(EngineMiddleware(validator(app), engine))[::2] == (200, b"one, two")
+    answering = Answering(EngineMiddleware(app, engine))
+    assert (answering.status, begun) == ("", [1])
+    assert next(iter(answering.body)) == b"one, "
+    assert (answering.status, begun) == ("200 OK", [1, 1])
+    answering.close()
+    assert engine.in_flight == 0
+
+
+def test_wsgi_generator_that_fails_at_once_ends_its_request(
+    engine: Engine, requested: list[str]
+) -> None:
+    """One that raises before it has called `start_response` has the server answer with 500."""
+
+    def app(environ: Environ, start_response: StartResponse) -> Iterator[bytes]:
+        raise LookupError("at once")
+        yield b""
+
+    handler, output = reference_server()
+    handler.run(EngineMiddleware(app, engine))
+    assert output.getvalue().startswith(b"HTTP/1.1 500 ")
+    assert engine.in_flight == 0
+    assert requested == [*REQUEST_CHANNELS]
+
+
+def test_wsgi_input_is_left_to_the_application(engine: Engine) -> None:
+    """The body of a request is read by nobody but the application, piece by piece."""
+
+    def app(environ: Environ, start_response: StartResponse) -> list[bytes]:
+        start_response("200 OK", PLAIN)
+        return [environ["wsgi.input"].read(3), environ["wsgi.input"].readline()]
+
+    given = {"wsgi.input": BytesIO(b"onetwo\nthree"), "CONTENT_LENGTH": "12"}
+    assert ask_wsgi(EngineMiddleware(validator(app), engine), "POST", **given).body == b"onetwo\n"
+    assert given["wsgi.input"].read() == b"three"  # type: ignore[attr-defined]  # the BytesIO
 
 
 # File wrappers
