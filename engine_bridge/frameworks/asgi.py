@@ -98,8 +98,8 @@ class EngineMiddleware:
             await self.app(scope, receive, send)
 
     async def _call_with_channels(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
-        if self._state:
-            scope["state"] = {**self._state, **(scope.get("state") or {})}
+        if self._state:  # a copy: whoever is around us does not see what we add
+            scope = {**scope, "state": {**self._state, **(scope.get("state") or {})}}
         try:
             await self.engine.publish_async("before_request")
             await self.app(scope, receive, send)
@@ -350,7 +350,7 @@ async def _unavailable(
         (b"retry-after", str(ceil(retry_after)).encode()),
     ]
     await send({"type": f"{kind}.start", "status": 503, "headers": headers})
-    await send({"type": f"{kind}.body", "body": body})
+    await send({"type": f"{kind}.body", "body": b"" if scope.get("method") == "HEAD" else body})
 
 
 def _single_callable(app: "Any") -> "Application":

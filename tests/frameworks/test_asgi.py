@@ -1,9 +1,10 @@
 """The ASGI adapter: requests, WebSockets, and what is no application."""
 
 import asyncio
+import contextlib
 import functools
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
 import flask
@@ -460,6 +461,272 @@ def test_asgi_websocket_is_left_alone_while_draining(engine: Engine) -> None:
         await talk.wait(LIMIT)
         assert engine.in_flight == 0
         await engine.exit_async()
+
+    asyncio.run(main())
+
+
+# The letter of the specification
+
+
+@contextlib.asynccontextmanager
+async def brought(engine: Engine, state: str) -> AsyncIterator[None]:
+    """Bring *engine* into a state in which requests may find it."""
+
+    def fail() -> None:
+        raise LookupError("no database")
+
+    if state == "failed":
+        engine.subscribe("start", fail)
+    else:
+        await engine.start_async()
+        if state != "started":
+            await (engine.drain_async() if state == "draining" else engine.stop_async())
+    yield
+    await engine.exit_async()
+
+
+STATES = {"started": 200, "draining": 200, "closed": 503, "failed": 503}
+SERVING = [state for state, status in STATES.items() if status == 200]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("state", STATES)
+def test_asgi_head_gets_no_body_in_any_state(engine: Engine, state: str, method: str) -> None:
+    """Whether the application answers or we do, the answer to HEAD is that to GET less its body."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": LENGTH})
+        body = b"" if scope["method"] == "HEAD" else b"all"
+        await send({"type": "http.response.body", "body": body})
+
+    async def main() -> None:
+        async with brought(engine, state):
+            reply = await ask_asgi(EngineMiddleware(app, engine), http_scope(method=method))
+            assert reply.status == STATES[state]
+            length = int(reply.headers["content-length"])
+            assert length > 0
+            assert len(reply.body) == (0 if method == "HEAD" else length)
+
+    asyncio.run(main())
+
+
+LENGTH = [(b"content-length", b"3")]
+
+
+@pytest.mark.parametrize("listens", [False, True], ids=["nobody listens", "somebody listens"])
+@pytest.mark.parametrize("kind", ["http", "websocket", "a type of its own"])
+def test_asgi_application_gets_the_servers_own_arguments(
+    engine: Engine, kind: str, listens: bool
+) -> None:
+    """Scopes of all types, with whatever is in them, reach the application as the very objects."""
+    if listens:
+        engine.subscribe("before_request", lambda: None)
+    seen: list[object] = []
+
+    async def app(*arguments: object) -> None:
+        seen.extend(arguments)
+
+    async def main() -> None:
+        async with engine:
+            await EngineMiddleware(app, engine)(scope, _never, _nowhere)
+
+    scope = http_scope(type=kind, extensions={"own": {"key": 1}}, own=object(), state={"own": 2})
+    before = dict(scope)
+    asyncio.run(main())
+    assert all(each is given for each, given in zip(seen, [scope, _never, _nowhere], strict=True))
+    assert scope == before
+
+
+def test_asgi_state_is_added_to_a_copy_of_the_scope(engine: Engine) -> None:
+    """Where a server has no lifespan, what resources yield is in the application's scope only."""
+
+    @engine.resource
+    def database() -> Any:
+        yield {"database": "connected"}
+
+    async def main() -> None:
+        app = EngineMiddleware(answering(lambda scope: repr(scope["state"])), engine)
+        for own in ({}, {"state": {"own": 1}}):
+            scope = {**http_scope(), **own}
+            reply = await ask_asgi(app, scope)
+            assert reply.body == repr({"database": "connected", **own.get("state", {})}).encode()
+            assert scope == {**http_scope(), **own}
+        await engine.exit_async()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "asgi",
+    [
+        None,
+        {"version": "2.1"},
+        {"version": "3.0"},
+        *({"version": "3.0", "spec_version": f"2.{minor}"} for minor in range(6)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("state", STATES)
+def test_asgi_any_version_of_the_specification_will_do(
+    engine: Engine, state: str, asgi: dict[str, str] | None
+) -> None:
+    """Servers of every version are answered, one that tells as little as it may included."""
+    scope: Scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/",
+        "query_string": b"",
+        "headers": [],
+    }
+    if asgi is not None:
+        scope["asgi"] = asgi
+
+    async def main() -> None:
+        async with brought(engine, state):
+            assert (await ask_asgi(EngineMiddleware(hello, engine), scope)).status == STATES[state]
+
+    asyncio.run(main())
+
+
+EXTENSIONS: list[dict[str, Any]] = [
+    {"type": "http.response.debug", "info": {"template": "index"}},
+    {"type": "http.response.early_hint", "links": [b"</style.css>; rel=preload"]},
+    {"type": "http.response.push", "path": "/style.css", "headers": []},
+    {"type": "http.response.start", "status": 200, "headers": [], "trailers": True, "own": 1},
+    {"type": "http.response.zerocopysend", "file": 7, "offset": 1, "count": 2, "more_body": True},
+    {"type": "http.response.pathsend", "path": "/srv/file"},
+    {"type": "http.response.trailers", "headers": [(b"x-sum", b"0")], "more_trailers": False},
+    {"type": "websocket.http.response.start", "status": 403, "headers": []},
+    {"type": "websocket.http.response.body", "body": b"no", "more_body": False},
+    {"type": "websocket.close", "code": 4000, "reason": "own"},
+    {"type": "own", "key": "value"},
+]
+
+
+@pytest.mark.parametrize("state", SERVING)
+@pytest.mark.parametrize("message", EXTENSIONS, ids=lambda message: message["type"])
+def test_asgi_messages_of_extensions_reach_the_server(
+    engine: Engine, state: str, message: dict[str, Any]
+) -> None:
+    """What the application sends is passed on with all its keys, known to us or not."""
+    sent: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(message)
+
+    async def take(message: Message) -> None:
+        sent.append(message)
+
+    async def main() -> None:
+        async with brought(engine, state):
+            await EngineMiddleware(app, engine)(http_scope(), _never, take)
+
+    asyncio.run(main())
+    is_start = message["type"] == "http.response.start"
+    closing = [(b"connection", b"close")] if is_start and state == "draining" else []
+    assert sent == [{**message, "headers": [*message["headers"], *closing]} if closing else message]
+
+
+@pytest.mark.parametrize("state", SERVING)
+def test_asgi_disconnect_reaches_the_application(engine: Engine, state: str) -> None:
+    """The body's pieces and `http.disconnect` are the application's to receive, each time."""
+    seen: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while seen[-2:] != ["http.disconnect"] * 2:
+            seen.append((await receive())["type"])
+
+    async def main() -> None:
+        async with brought(engine, state):
+            talk = Communicator(EngineMiddleware(app, engine), http_scope())
+            for message in ({"type": "http.request", "more_body": True}, {"type": "http.request"}):
+                await talk.send_input(message)
+            for _ in range(2):
+                await talk.send_input({"type": "http.disconnect"})
+            await talk.wait(LIMIT)
+
+    asyncio.run(main())
+    assert seen == ["http.request"] * 2 + ["http.disconnect"] * 2
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_asgi_send_to_a_client_that_is_gone_raises_as_the_server_does(
+    engine: Engine, requested: list[str], state: str
+) -> None:
+    """An OSError of `send` reaches who sent, and the request has ended; in each state."""
+    caught: list[OSError] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": PLAIN})
+        except OSError as exc:
+            caught.append(exc)
+            raise
+
+    async def broken(message: Message) -> None:
+        raise error
+
+    error = ConnectionResetError("the client is gone")
+
+    async def main() -> None:
+        async with brought(engine, state):
+            with pytest.raises(ConnectionResetError) as raised:
+                await EngineMiddleware(app, engine)(http_scope(), _never, broken)
+            assert raised.value is error
+            assert engine.in_flight == 0
+
+    asyncio.run(main())
+    assert caught == ([error] if state in SERVING else [])
+    assert requested == (["before_request", "after_request"] if state in SERVING else [])
+
+
+@pytest.mark.parametrize("state", SERVING)
+@pytest.mark.parametrize("sends", [[], ["start"], ["start", "part"]], ids=len)
+@pytest.mark.parametrize("raises", [False, True], ids=["returns", "raises"])
+def test_asgi_answer_that_is_not_completed_stays_so(
+    engine: Engine, state: str, sends: list[str], raises: bool
+) -> None:
+    """Nothing is added to an answer that breaks off: the server has to see that."""
+    messages: dict[str, Message] = {
+        "start": {"type": "http.response.start", "status": 200},
+        "part": {"type": "http.response.body", "body": b"part", "more_body": True},
+    }
+    sent: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        for name in sends:
+            await send(messages[name])
+        if raises:
+            raise LookupError("in the middle")
+
+    async def take(message: Message) -> None:
+        sent.append(message)
+
+    async def main() -> None:
+        async with brought(engine, state):
+            with pytest.raises(LookupError) if raises else contextlib.nullcontext():
+                await EngineMiddleware(app, engine)(http_scope(), _never, take)
+            assert engine.in_flight == 0
+
+    asyncio.run(main())
+    assert [message["type"] for message in sent] == [messages[name]["type"] for name in sends]
+
+
+@pytest.mark.parametrize("state", SERVING)
+def test_asgi_application_may_reject_a_websocket(engine: Engine, state: str) -> None:
+    """A WebSocket that the application closes before it accepts is closed with its own code."""
+
+    async def rejecting(scope: Scope, receive: Receive, send: Send) -> None:
+        assert (await receive())["type"] == "websocket.connect"
+        await send({"type": "websocket.close", "code": 4403})
+
+    async def main() -> None:
+        async with brought(engine, state):
+            talk = Communicator(EngineMiddleware(rejecting, engine), websocket_scope())
+            await talk.send_input({"type": "websocket.connect"})
+            assert await talk.receive_output(LIMIT) == {"type": "websocket.close", "code": 4403}
+            await talk.wait(LIMIT)
+            assert engine.in_flight == 0
 
     asyncio.run(main())
 

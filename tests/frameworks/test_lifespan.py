@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import sys
 import threading
@@ -12,7 +13,7 @@ from typing import Any
 
 import anyio
 import pytest
-from fakeserver import Lifespan, ask_asgi, ask_wsgi, lifespan, name_of, until
+from fakeserver import LIMIT, Communicator, Lifespan, ask_asgi, ask_wsgi, lifespan, name_of, until
 from processes import assert_once, attempt, get, publishes, run_server, wait_until
 
 from engine_bridge import ChannelFailures, Engine, StartAborted, State
@@ -67,6 +68,14 @@ class RefusingAsgi2:
         await answer(self.scope, send)
 
 
+async def returning(scope: Scope, receive: Receive, send: Send) -> None:
+    """Return once the server has asked for the startup, without an answer."""
+    if scope["type"] != "http":
+        await receive()
+        return
+    await answer(scope, send)
+
+
 class Supporting:
     """An application that answers the lifespan, in a loop as the specification shows it."""
 
@@ -104,7 +113,7 @@ class Supporting:
 
 
 @pytest.mark.parametrize(
-    "app", [ignoring, refusing, RefusingAsgi2, taking_all_for_requests], ids=name_of
+    "app", [ignoring, refusing, RefusingAsgi2, returning, taking_all_for_requests], ids=name_of
 )
 def test_lifespan_is_answered_for_applications_that_have_none(
     engine: Engine, heard: list[str], app: Any
@@ -134,6 +143,42 @@ def test_lifespan_is_forwarded_within_that_of_the_engine(
 
     asyncio.run(main())
     assert heard == ["start", "app startup", "drain", "app shutdown", "stop", "exit"]
+
+
+def test_lifespan_of_an_asgi_2_application_is_forwarded(engine: Engine, heard: list[str]) -> None:
+    """An application of two calls has its lifespan as one of a single call has."""
+    supporting = Supporting(heard)
+
+    def app(scope: Scope) -> Callable[[Receive, Send], Awaitable[None]]:
+        return functools.partial(supporting, scope)
+
+    async def main() -> None:
+        async with lifespan(EngineMiddleware(app, engine)):
+            pass
+
+    asyncio.run(main())
+    assert heard == ["start", "app startup", "drain", "app shutdown", "stop", "exit"]
+
+
+def test_lifespan_scope_reaches_the_application_with_all_its_keys(engine: Engine) -> None:
+    """The application sees what the server says of itself; the state is the server's own."""
+    seen: list[Scope] = []
+    given: Scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}}
+    given |= {"state": {}, "own": object()}
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope)
+
+    async def main() -> None:
+        talk = Communicator(EngineMiddleware(app, engine), given)
+        for kind in ("startup", "shutdown"):
+            await talk.send_input({"type": f"lifespan.{kind}"})
+            assert await talk.receive_output(LIMIT) == {"type": f"lifespan.{kind}.complete"}
+        await talk.wait(LIMIT)
+
+    asyncio.run(main())
+    assert seen == [given]
+    assert seen[0]["state"] is given["state"]
 
 
 @pytest.mark.parametrize("with_state", [True, False], ids=["server has state", "server has none"])

@@ -35,7 +35,7 @@ def returning(body: Iterable[bytes]) -> WSGIApplication:
     """Return an application that answers with *body*, that very object."""
 
     def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        start_response("200 OK", PLAIN)
+        start_response("200 OK", [*PLAIN])  # the server's to change: PEP 3333
         return body
 
     return app
@@ -298,13 +298,13 @@ def test_wsgi_failure_after_the_headers_is_the_servers_to_decide(
     """`start_response` with exc_info, in the midst of a body, replaces the headers or raises."""
 
     def app(environ: Environ, start_response: StartResponse) -> Iterator[bytes]:
-        start_response("200 OK", PLAIN)
+        start_response("200 OK", [*PLAIN])
         try:
             if is_sent:
                 yield b"one"
             raise LookupError("in the middle")
         except LookupError:
-            start_response("500 Oh", PLAIN, sys.exc_info())
+            start_response("500 Oh", [*PLAIN], sys.exc_info())
         yield b"failed"
 
     handler, output = reference_server()
@@ -346,7 +346,7 @@ def test_wsgi_generator_may_be_the_application(engine: Engine, channels: bool) -
 
     def app(environ: Environ, start_response: StartResponse) -> Iterator[bytes]:
         begun.append(engine.in_flight)
-        start_response("200 OK", PLAIN)
+        start_response("200 OK", [*PLAIN])
         yield b"one, "
         yield b"two"
 
