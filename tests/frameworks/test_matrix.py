@@ -11,8 +11,11 @@ from processes import (
     Ready,
     accepts,
     answers,
+    assert_once,
+    attempt,
     free_port,
     get,
+    open_stream,
     publishes,
     run_server,
     start_process,
@@ -151,6 +154,19 @@ def test_application_lives_once(cell: Cell, tmp_path: Path) -> None:
     ]
     running = [entry.facts["running"] for entry in server.journal() if "running" in entry.facts]
     assert running == [True] * (len(running) - 1) + [False]
+
+
+@cells([name for name in CELLS if name.startswith(("wsgi", "asgi"))])
+def test_client_that_goes_away_is_counted_no_more(cell: Cell, tmp_path: Path) -> None:
+    """The application hears that its client has gone, and its request is in flight no longer."""
+    with run_server(cell.command, cwd=tmp_path, ready=accepts) as server:
+        with open_stream(server.port, "/ticks") as stream:
+            stream.wait_first()
+        server.wait_published("parted")
+        server.wait(lambda: attempt(server.port).body.endswith(b" 1 in flight"), 10, "it is alone")
+        server.signal(signal.SIGTERM)
+        assert server.wait_exit() == cell.status
+    assert_once(server, "streams", "parted", "drain", "stop", "exit", count=1)
 
 
 @cells([name for name, cell in CELLS.items() if cell.failed is not None])

@@ -62,7 +62,7 @@ def use() -> str:
     """Be a request: use the database, which raises once it is closed, and look at the task."""
     (version,) = connection.execute("SELECT sqlite_version()").fetchone()
     record("request", running=monitor.status.started)
-    return f"{version}\n"
+    return f"SQLite {version}, {engine.in_flight} in flight"
 
 
 def hold() -> str:
