@@ -181,6 +181,20 @@ def test_lifespan_scope_reaches_the_application_with_all_its_keys(engine: Engine
     assert seen[0]["state"] is given["state"]
 
 
+def test_unknown_event_of_the_lifespan_is_ignored(engine: Engine, heard: list[str]) -> None:
+    """An event that later versions of the protocol may bring is no shutdown."""
+
+    async def main() -> None:
+        async with lifespan(EngineMiddleware(Supporting(heard), engine)) as server:
+            for _ in range(2):
+                await server.talk.send_input({"type": "lifespan.unknown"})
+            await until(server.talk.input_queue.empty)  # it still listens, after the first
+            assert engine.state is State.STARTED
+
+    asyncio.run(main())
+    assert heard == ["start", "app startup", "drain", "app shutdown", "stop", "exit"]
+
+
 @pytest.mark.parametrize("with_state", [True, False], ids=["server has state", "server has none"])
 def test_lifespan_state_of_resources_and_application_reaches_each_request(
     engine: Engine, with_state: bool
