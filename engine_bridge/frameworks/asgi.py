@@ -60,7 +60,8 @@ class EngineMiddleware:
         self._gate = Gate(self.engine, "asgi")
         self._state: dict[str, Any] = {}  # for servers without lifespan, or lifespan state
 
-    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+    # Each framework has types of its own for the arguments, which no other's are compatible with.
+    async def __call__(self, scope: "Any", receive: "Any", send: "Any") -> None:
         """Answer the lifespan; answer requests while the engine is STARTED, else with 503."""
         engine = self.engine
         if scope["type"] == "lifespan":
