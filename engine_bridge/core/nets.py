@@ -71,6 +71,7 @@ def spread(engine: "Lifecycle", door: str) -> None:
     if door != "script":
         _spread_before_threads_are_joined()
         _spread_before_uvicorn_lets_go()
+        _spread_before_waitress_leaves()
     if _spread_in == os.getpid():
         return
     _spread_in = os.getpid()
@@ -138,6 +139,38 @@ def _spread_before_uvicorn_lets_go() -> None:
     server.shutdown = shut_down_and_end
 
 
+def _spread_before_waitress_leaves() -> None:
+    """
+    End the engines that a request has started when waitress, told to go, shuts down.
+
+    On Ctrl-C no handler of ours is called. A stream that does not hear of the drain then takes all
+    of the five seconds that waitress gives its threads. Whoever called waitress may take a while
+    as well until atexit, and the parent of `pserve --reload` kills after one second.
+
+    Source:
+        waitress/server.py, `BaseWSGIServer.run`, and task.py, `ThreadedTaskDispatcher.shutdown`, as
+        of 3.0; hupper/worker.py, `worker_main`, as of 1.12.
+    """
+    dispatcher: Any = getattr(sys.modules.get("waitress.task"), "ThreadedTaskDispatcher", None)
+    if dispatcher is None or hasattr(dispatcher.shutdown, "ends_engines"):
+        return
+    shut_down = dispatcher.shutdown
+
+    def shut_down_and_end(*args: "Any", **kwargs: "Any") -> "Any":
+        if not isinstance(sys.exception(), SystemExit | KeyboardInterrupt):
+            return shut_down(*args, **kwargs)  # closed by its owner: the process may live on
+        for engine in lazy():
+            engine.notes.put(engine.drain)  # in another thread: waitress waits meanwhile
+        try:
+            return shut_down(*args, **kwargs)
+        finally:
+            for engine in lazy():
+                _end(engine)
+
+    vars(shut_down_and_end)["ends_engines"] = True
+    dispatcher.shutdown = shut_down_and_end
+
+
 def lazy() -> "list[Engine]":
     """Return the engines that a request has started in this process."""
     return [each for each in engines() if each.pid == os.getpid() and each.door in LAZY]
@@ -193,15 +226,17 @@ def end_engines() -> None:
     """End every engine that this process started; nothing can fail any more."""
     for engine in engines():
         if engine.pid == os.getpid() and (engine.owes_exit or engine.in_transition):
-            try:
-                signals.chain(engine)  # a server that returned has put back what kills at once
-                engine.notes.work_off()  # their thread may not have come to it
-                engine.exit()
-            except (
-                BaseException
-            ) as exc:  # the process is leaving: whatever it was, it is in the log
-                if not isinstance(exc, Exception | SystemExit):
-                    last_resort("the end of an engine")
+            _end(engine)
+
+
+def _end(engine: "Engine") -> None:
+    try:
+        signals.chain(engine)  # a server that returned has put back what kills at once
+        engine.notes.work_off()  # their thread may not have come to it
+        engine.exit()
+    except BaseException as exc:  # the process is leaving: whatever it was, it is in the log
+        if not isinstance(exc, Exception | SystemExit):
+            last_resort("the end of an engine")
 
 
 def carry_over(engine: "Lifecycle", fork: "Callable[[], object]") -> None:

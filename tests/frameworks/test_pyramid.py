@@ -8,18 +8,20 @@ import pytest
 from frameworks.contract import (
     ASKED,
     GUNICORN_WSGI,
+    STREAMS,
     Tell,
     ctrl_c,
     drain_program,
     fail,
     fail_until_repaired,
+    held_open,
     live_once,
     reload,
     term,
     wait_serving,
 )
-from processes import run_server, start_process
-from servers.launch import hold_request
+from processes import assert_once, run_server, start_process
+from servers.launch import LIFE, hold_request
 
 from engine_bridge import Engine
 from engine_bridge.frameworks.wsgi import EngineMiddleware
@@ -68,6 +70,21 @@ def test_lives_once_under_gunicorn(tmp_path: Path) -> None:
 def test_lives_once_under_pserve(tmp_path: Path) -> None:
     """The engine starts with the first request; streams end with the drain."""
     live_once(pserve(tmp_path), tmp_path, ready=ASKED)
+
+
+@pytest.mark.parametrize("tell", [term, ctrl_c])
+def test_streams_do_not_keep_pserve(tell: Tell, tmp_path: Path) -> None:
+    """Streams end when waitress shuts down, so it need not wait for its threads in vain."""
+    command = pserve(tmp_path)
+    with (
+        run_server(command, cwd=tmp_path) as server,
+        held_open(server, STREAMS, talks=False) as check_end,
+    ):
+        tell(server)
+        check_end()
+        assert server.wait_exit() == 0
+        assert "still running" not in server.output()
+    assert_once(server, *LIFE, count=1)
 
 
 def test_failing_start_ends_gunicorn(tmp_path: Path) -> None:

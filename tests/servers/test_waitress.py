@@ -1,10 +1,11 @@
 """Waitress, which knows nothing of SIGTERM, drains and stops all the same."""
 
 import signal
+import sys
 from pathlib import Path
 
 import pytest
-from processes import answers, assert_once, get, run_server, start_request
+from processes import answers, assert_once, get, run_script, run_server, start_request
 from servers.launch import (
     LIFE,
     WAITRESS,
@@ -17,10 +18,35 @@ from servers.launch import (
 
 pytest.importorskip("waitress")
 
+SERVE = """
+import sys
+from journal import record
+from servers.apps.wsgi import app
+from waitress import serve
+
+serve(app, listen=f"127.0.0.1:{sys.argv[1]}")
+record("returned")
+"""
+SERVE_TWICE = """
+import threading
+from processes import get
+from servers.apps.wsgi import app
+from waitress import create_server
+
+for _ in range(2):
+    server = create_server(app, listen="127.0.0.1:0")
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    assert get(server.effective_port).ok
+    server.close()
+    thread.join()
+    server.task_dispatcher.shutdown()
+"""
+
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_signal_drains_and_stops_once(signum: int, tmp_path: Path) -> None:
-    """On SIGTERM and Ctrl-C the request in flight is answered, then the engine stops, once."""
+    """On SIGTERM and Ctrl-C it drains, the request in flight is answered, then the engine stops."""
     path = tmp_path / "app.pid"
     env = {"APP_PIDFILE": str(path)}
     with run_server([*WAITRESS, WSGI], cwd=tmp_path, env=env) as server:
@@ -28,9 +54,8 @@ def test_signal_drains_and_stops_once(signum: int, tmp_path: Path) -> None:
         assert int(path.read_text()) == server.pid
         held = hold_request(server)
         server.signal(signum)
-        if signum == signal.SIGTERM:  # SIGINT is left to Python, and the drain to the stop
-            server.wait_published("drain")
-            assert not held.done
+        server.wait_published("drain")
+        assert not held.done
         release(tmp_path)
         assert held.result().ok
         assert server.wait_exit() == 0
@@ -38,6 +63,27 @@ def test_signal_drains_and_stops_once(signum: int, tmp_path: Path) -> None:
     assert_once(server, *LIFE, count=1)
     assert_answered_before_stop(server)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_engine_has_exited_when_waitress_returns(signum: int, tmp_path: Path) -> None:
+    """Who serves by `waitress.serve` may have more to do before atexit, or be killed before it."""
+    path = tmp_path / "serve.py"
+    path.write_text(SERVE)
+    command = [sys.executable, str(path), "{port}"]
+    with run_server(command, cwd=tmp_path, ready=answers()) as server:
+        server.signal(signum)
+        assert server.wait_exit() == 0
+    (seen,) = server.published().values()
+    assert seen[-4:] == ["drain", "stop", "exit", "returned"]
+
+
+def test_server_that_its_owner_closes_ends_no_engine(tmp_path: Path) -> None:
+    """A process that was not told to go may serve again: the engine is STARTED until it ends."""
+    finished = run_script(SERVE_TWICE, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    (seen,) = finished.process.published().values()
+    assert seen == ["start", "started", "request", "request", "drain", "stop", "exit"]
 
 
 def test_sighup_stops_it(tmp_path: Path) -> None:
