@@ -72,6 +72,7 @@ def spread(engine: "Lifecycle", door: str) -> None:
         _spread_before_threads_are_joined()
         _spread_before_uvicorn_lets_go()
         _spread_before_waitress_leaves()
+        _spread_before_hypercorn_waits()
     if _spread_in == os.getpid():
         return
     _spread_in = os.getpid()
@@ -171,9 +172,40 @@ def _spread_before_waitress_leaves() -> None:
     dispatcher.shutdown = shut_down_and_end
 
 
+def _spread_before_hypercorn_waits() -> None:
+    """
+    Have the engines drain as soon as hypercorn stops to serve, while it waits for requests.
+
+    It tells its workers by no signal but by an event, and the lifespan only when all requests are
+    done or cancelled: streams that did not hear of the drain by then were cut off.
+
+    Source:
+        hypercorn/asyncio/run.py, `worker_serve`, as of 0.18.
+    """
+    hypercorn: Any = sys.modules.get("hypercorn.asyncio.run")
+    raise_shutdown = getattr(hypercorn, "raise_shutdown", None)
+    if raise_shutdown is None or hasattr(raise_shutdown, "drains_engines"):
+        return
+
+    async def drain_and_raise_shutdown(trigger: "Any") -> None:
+        try:
+            await raise_shutdown(trigger)
+        except hypercorn.ShutdownError:
+            for engine in _started_by("lifespan", *LAZY):
+                engine.notes.put(engine.drain)  # in another thread: the loop still serves
+            raise
+
+    vars(drain_and_raise_shutdown)["drains_engines"] = True
+    hypercorn.raise_shutdown = drain_and_raise_shutdown
+
+
 def lazy() -> "list[Engine]":
     """Return the engines that a request has started in this process."""
-    return [each for each in engines() if each.pid == os.getpid() and each.door in LAZY]
+    return _started_by(*LAZY)
+
+
+def _started_by(*doors: str) -> "list[Engine]":
+    return [each for each in engines() if each.pid == os.getpid() and each.door in doors]
 
 
 async def _end_on_loop(engine: "Engine") -> None:

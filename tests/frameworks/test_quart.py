@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 from frameworks.contract import (
-    STARTED,
-    STREAMS,
     Tell,
     ctrl_c,
     drain_program,
@@ -17,8 +15,7 @@ from frameworks.contract import (
     reload,
     term,
 )
-from processes import assert_once, open_stream, run_server
-from servers.launch import HYPERCORN, LIFE, UVICORN, hold_request, release
+from servers.launch import HYPERCORN, UVICORN
 
 from engine_bridge import Engine
 from engine_bridge.frameworks.asgi import EngineMiddleware
@@ -30,14 +27,19 @@ pytest.importorskip("uvicorn")
 APP = "servers.apps.quart:app"
 QUART = [sys.executable, "-m", "quart", "--app"]
 RUN = ["run", "--port", "{port}"]
-WITHOUT_WORKERS = [*HYPERCORN, "-w", "0"]
+# It is hypercorn with three seconds for requests in flight, which is not much on a busy machine.
+PATIENT = "import hypercorn.config, quart.cli as cli; {}; cli.main()".format(
+    "hypercorn.config.Config.graceful_timeout = 30.0"
+)
+PATIENT_HYPERCORN = [*HYPERCORN, "--graceful-timeout", "30"]
 
 EVERY_SERVER = pytest.mark.parametrize(
     ("command", "on_term", "on_failure"),
     [
-        pytest.param([*QUART, APP, *RUN], 0, 1, id="quart-run"),
+        pytest.param([sys.executable, "-c", PATIENT, "--app", APP, *RUN], 0, 1, id="quart-run"),
         pytest.param([*UVICORN, APP], -signal.SIGTERM, 3, id="uvicorn"),
-        pytest.param([*WITHOUT_WORKERS, APP], 0, 1, id="hypercorn-without-workers"),
+        pytest.param([*PATIENT_HYPERCORN, "-w", "0", APP], 0, 1, id="hypercorn-without-workers"),
+        pytest.param([*PATIENT_HYPERCORN, APP], 0, 0, id="hypercorn"),  # it forgets the worker's 1
     ],
 )
 
@@ -54,42 +56,8 @@ def test_lives_once_around_all_requests(
 def test_failing_start_ends_the_server(
     command: list[str], on_term: int, on_failure: int, tmp_path: Path
 ) -> None:
-    """The exit status is not 0, the listener is told, and what was open is closed."""
+    """Whatever the exit status, the listener is told, and what was open is closed."""
     fail(command, tmp_path, on_failure)
-
-
-def test_worker_of_hypercorn_lives_once(tmp_path: Path) -> None:
-    """Hypercorn does not tell its worker, so the drain comes when the request is answered."""
-    command = [*HYPERCORN, "--graceful-timeout", "10", APP]
-    with run_server(command, cwd=tmp_path, ready=STARTED) as server:
-        held = hold_request(server)
-        server.signal(signal.SIGTERM)
-        release(tmp_path)
-        assert held.result().ok
-        assert server.wait_exit() == 0
-        assert "Traceback" not in server.output()
-    (seen,) = server.published().values()
-    begin = ["opened", "start", "started", "serving", "held", "released"]
-    assert seen == [*begin, "drain", "served", "stop", "closed", "exit"]
-
-
-def test_worker_of_hypercorn_cuts_streams_off(tmp_path: Path) -> None:
-    """A stream that does not end by itself is cancelled after hypercorn's graceful timeout."""
-    command = [*HYPERCORN, "--graceful-timeout", "1", APP]
-    with (
-        run_server(command, cwd=tmp_path, ready=STARTED) as server,
-        open_stream(server.port, STREAMS[0]) as stream,
-    ):
-        stream.wait_first()
-        server.signal(signal.SIGTERM)
-        assert not stream.wait_end().ok
-        assert server.wait_exit() == 0
-    assert_once(server, *LIFE, count=1)
-
-
-def test_worker_of_hypercorn_fails_with_status_0(tmp_path: Path) -> None:
-    """A failing start ends hypercorn and is told, but hypercorn forgets the worker's status."""
-    fail([*HYPERCORN, APP], tmp_path, 0)
 
 
 @pytest.mark.parametrize("tell", [term, ctrl_c])

@@ -13,6 +13,7 @@ from servers.launch import (
     assert_answered_before_stop,
     hold_request,
     release,
+    stream_until_drain,
     wait_started,
 )
 
@@ -42,6 +43,13 @@ def test_each_worker_starts_and_stops_once(app: str, workers: int, tmp_path: Pat
     assert_once(server, *LIFE, pids=started, count=max(workers, 1))
     assert_answered_before_stop(server)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_streams_end_with_the_drain(workers: int, tmp_path: Path) -> None:
+    """Streams hear of the drain while hypercorn waits for them; a request in flight is answered."""
+    command = [*HYPERCORN, "--graceful-timeout", "30", "-w", str(workers), ASGI]
+    assert stream_until_drain(command, tmp_path, max(workers, 1)) == 0
 
 
 def test_ctrl_c_stops_each_worker_once(tmp_path: Path) -> None:
