@@ -58,6 +58,12 @@ def command(serve: str) -> list[str]:
     return [str(path), *extra, *words]
 
 
+def serving(path: Path) -> list[str]:
+    """Return the command lines of a README that serve its application on port 8000."""
+    lines = re.findall(r"^    (\S.*)$", path.read_text(), re.MULTILINE)
+    return [line for line in lines if "8000" in line and "http:" not in line]
+
+
 def dead_links(path: Path) -> list[str]:
     """Return the relative links of a Markdown file that lead nowhere, in a file or to a heading."""
     text = re.sub(r"```.*?^```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
