@@ -45,7 +45,7 @@ clean:  ## remove .venv and all that the tools left
 	rm -rf .venv .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist htmlcov
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.venv/.stamp-demo: PACKAGES = -e '.[uvicorn]'
+.venv/.stamp-demo: PACKAGES = -e '.[uvicorn]' websockets
 .venv/.stamp-test: PACKAGES = -e . --group tests
 .venv/.stamp-lint: PACKAGES = -e . --group tests --group typing --group lint  # mypy reads what the tests import
 .venv/.stamp-bench: PACKAGES = -e . --group bench

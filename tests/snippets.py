@@ -61,7 +61,7 @@ def command(serve: str) -> list[str]:
 def serving(path: Path) -> list[str]:
     """Return the command lines of a README that serve its application on port 8000."""
     lines = re.findall(r"^    (\S.*)$", path.read_text(), re.MULTILINE)
-    return [line for line in lines if "8000" in line and "http:" not in line]
+    return [line for line in lines if "8000" in line and "://" not in line]
 
 
 def dead_links(path: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""A message board whose streams of events end when the server is told to go."""
+"""A message board whose streams and WebSockets end when the server is told to go."""
 
 import asyncio
 import os
@@ -10,15 +10,19 @@ import click
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
-from engine_bridge import Engine, engine
-from engine_bridge.plugins import PIDFile, Plugin
+from engine_bridge import engine
+from engine_bridge.frameworks.starlette import health_routes
+from engine_bridge.plugins import Health, Monitor, PIDFile
 
 DATABASE = os.environ.get("BOARD_DATABASE", "board.db")
 PIDFILE = os.environ.get("BOARD_PIDFILE", "board.pid")
 KEEP = 1000  # messages
 TICK = 1.0  # seconds
+
+engine.drain_delay = float(os.environ.get("BOARD_DRAIN_DELAY", "0"))
 
 PAGE = """<!doctype html>
 <title>Board</title>
@@ -55,21 +59,11 @@ async def database() -> AsyncIterator[dict[str, sqlite3.Connection]]:
     connection.close()
 
 
-class Watchers(Plugin):
-    """Tells all who watch what happens: each message, and the time every second."""
+class Watchers:
+    """Tells all who watch what happens in this process."""
 
-    def __init__(self, engine: Engine) -> None:
-        super().__init__(engine)
+    def __init__(self) -> None:
         self._inboxes: set[asyncio.Queue[str]] = set()
-
-    async def start(self) -> None:
-        """Let the clock tick, on the application's own loop."""
-        self._clock = asyncio.create_task(self._tick())
-
-    async def stop(self) -> None:
-        """Stop the clock."""
-        self._clock.cancel()
-        await asyncio.wait([self._clock])
 
     def tell(self, event: str, data: str) -> None:
         """Send *data* to all who watch."""
@@ -87,15 +81,16 @@ class Watchers(Plugin):
         finally:
             self._inboxes.discard(inbox)
 
-    async def _tick(self) -> None:
-        while True:
-            self.tell("tick", f"{time.strftime('%H:%M:%S')}, {len(self._inboxes)} watching")
-            await asyncio.sleep(TICK)
+    async def tick(self) -> None:
+        """Tell the time."""
+        self.tell("tick", f"{time.strftime('%H:%M:%S')}, {len(self._inboxes)} watching")
 
 
-watchers = Watchers(engine)
-watchers.subscribe()
+watchers = Watchers()
+Monitor(engine, watchers.tick, frequency=TICK).subscribe()  # on the application's own loop
 PIDFile(engine, PIDFILE).subscribe()
+health = Health(engine)
+health.subscribe()
 
 
 @engine.subscribe("start", priority=99)
@@ -111,6 +106,7 @@ def say_where() -> None:
         f"    look    {base}/",
         f"    follow  curl -N {base}/events",
         f"    say     curl -d hello {base}/messages",
+        f"    probe   curl -i {base}/-/readyz",
         "    leave   Ctrl-C",
         "",
         sep="\n",
@@ -131,10 +127,24 @@ async def list_messages(request: Request) -> JSONResponse:
 
 async def say(request: Request) -> PlainTextResponse:
     """Add a message, and tell all who watch."""
-    text = (await request.body()).decode(errors="replace")
-    request.state.database.execute("INSERT INTO messages (text) VALUES (?)", [text])
-    watchers.tell("message", text)
+    add(request.state.database, (await request.body()).decode(errors="replace"))
     return PlainTextResponse("said\n", status_code=201)
+
+
+async def talk(websocket: WebSocket) -> None:
+    """Add each message that comes, until the engine drains; 1012 tells to come again."""
+    await websocket.accept()
+    async for text in engine.until_drain(websocket.iter_text()):
+        add(websocket.state.database, text)
+        await websocket.send_text("said")
+    if engine.draining.is_set():
+        await websocket.close(1012)
+
+
+def add(database: sqlite3.Connection, text: str) -> None:
+    """Add a message, and tell all who watch."""
+    database.execute("INSERT INTO messages (text) VALUES (?)", [text])
+    watchers.tell("message", text)
 
 
 async def events(request: Request) -> StreamingResponse:
@@ -149,6 +159,8 @@ app = Starlette(
         Route("/messages", list_messages, methods=["GET"]),
         Route("/messages", say, methods=["POST"]),
         Route("/events", events),
+        WebSocketRoute("/talk", talk),
+        Mount("/-", routes=health_routes(health)),
     ],
     lifespan=engine.lifespan,
 )
