@@ -115,7 +115,8 @@ class Handler:
         try:
             if engine.state is State.STARTED and signum != getattr(signal, "SIGABRT", None):
                 engine.drain()
-                engine.pause_for_drain_delay()
+                if engine in self._held_for:  # else the server leaves already
+                    engine.pause_for_drain_delay()
                 if engine in self._held_for and _is_twisted(self._server):
                     engine.exit()
             else:

@@ -621,6 +621,22 @@ def test_a_second_signal_ends_the_hold(tmp_path: Path, second: signal.Signals) -
     assert_once(server, *LIFE)
 
 
+def test_a_server_that_cannot_be_held_is_not_waited_for() -> None:
+    """Where the server has left already, the note that its main thread reads costs no time."""
+    body = """
+    from engine_bridge.core.host import Host
+    engine.drain_delay = 60
+    engine.host = Host("worker")
+    engine.notes._start_reader = lambda: None
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+    """
+    with start_script(script(CHAINED, body, IN_SLEEP, handler=False), apart=True) as process:
+        process.wait_published("ready")
+        process.signal(signal.SIGTERM)
+        assert process.wait_exit() == 7
+    assert channels(process) == LIFE
+
+
 class FakeServer:
     """What of uvicorn's Server matters to us."""
 
