@@ -488,3 +488,13 @@ def test_unready_while_it_still_serves(project: Path) -> None:
         server.signal(signal.SIGTERM)
         server.wait_exit()
     assert_once(server, *LIFE, count=1)
+
+
+def test_drain_delay_under_runserver_is_warned_of(project: Path) -> None:
+    """`runserver` cannot be held back: the engine says so at the start."""
+    env = {"PROJECT_ENGINE": '{"ENGINE": {"drain_delay": 60}}'}
+    with run_server(NO_RELOAD, cwd=project, env=env, ready=publishes(STARTED)) as server:
+        server.wait_line("drain_delay=60 has no effect under this server")
+        server.signal(signal.SIGTERM)
+        assert server.wait_exit() == -signal.SIGTERM
+    assert_once(server, *LIFE, count=1)

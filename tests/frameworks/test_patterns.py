@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,16 @@ from processes import (
     wait_until,
 )
 from servers.launch import CONFIG, GRANIAN, GUNICORN, HYPERCORN, LIFE, UVICORN, WAITRESS, release
+from snippets import ROOT, Block, blocks, command
 
 connect = pytest.importorskip("websockets.sync.client").connect
 State = pytest.importorskip("websockets.protocol").State
 
 RESTARTING = 1012  # the code with which a WebSocket is closed
-
+PACKAGES = {
+    *("django", "fastapi", "flask"),
+    *("cheroot", "granian", "gunicorn", "hypercorn", "uvicorn", "uvicorn_worker", "waitress"),
+}
 ASGI = ("asgi", "starlette", "fastapi", "django_asgi")
 WITH_WEBSOCKETS = ("asgi", "starlette", "fastapi", "flask")
 
@@ -50,6 +54,7 @@ SERVERS = {
     "flask run": FLASK_RUN,
     "uvicorn": UVICORN,
     "uvicorn --workers 2": [*UVICORN, "--workers", "2"],
+    "gunicorn sync": [*GUNICORN, *CONFIG],
     "gunicorn asgi": GUNICORN_ASGI,
     "gunicorn uvicorn_worker": GUNICORN_UVICORN,
     "hypercorn": HYPERCORN,
@@ -69,17 +74,20 @@ DELAYS = [
     ("starlette", "gunicorn uvicorn_worker"),
 ]
 DELAYS_NOT = [
-    *(("wsgi", server) for server in ("waitress", "gunicorn", "cheroot")),
+    *(("wsgi", server) for server in ("waitress", "gunicorn sync", "gunicorn", "cheroot")),
     ("flask", "flask run"),
     *(("asgi", server) for server in ("gunicorn asgi", "hypercorn", "hypercorn -w 0", "granian")),
 ]
 
+PROGRAMS = list(blocks(ROOT / "docs" / "guides" / "drain.md", "python"))
+
 
 def start(framework: str, server: str) -> list[str]:
     """Return the command that serves the application of *framework* with *server*."""
-    for package in (framework.partition("_")[0], *server.split()):
-        if package not in {"asgi", "wsgi", "run", "-w", "0", "--workers", "2"}:
-            pytest.importorskip(package)
+    for package in PACKAGES.intersection(framework.split("_") + server.split()):
+        pytest.importorskip(package)
+    if framework == "flask":
+        pytest.importorskip("flask_sock")
     options = ["run", "--port", "{port}"] if server == "flask run" else []
     return [*SERVERS[server], f"frameworks.patterns.{framework}:app", *options]
 
@@ -120,6 +128,13 @@ def talk(process: Server, framework: str, server: str) -> Iterator[Any]:
     if framework not in WITH_WEBSOCKETS or (framework, server) == ("flask", "waitress"):
         yield None
         return
+    with open_websocket(process) as websocket:
+        yield websocket
+
+
+@contextmanager
+def open_websocket(process: Server) -> Iterator[Any]:
+    """Open a WebSocket and have what is said there echoed."""
     with connect(f"ws://127.0.0.1:{process.port}/talk", close_timeout=0.1) as websocket:
         websocket.send("hello")
         assert websocket.recv(5) == "hello"
@@ -137,6 +152,49 @@ def wait_closed(websocket: Any, server: str) -> None:
         wait_until(lambda: protocol.close_rcvd, what="the WebSocket is closed")
         assert protocol.close_rcvd.code == RESTARTING
     websocket.close()  # werkzeug may wait for that before it ends the request
+
+
+def test_hypercorns_workers_hear_late(tmp_path: Path) -> None:
+    """With workers hypercorn cuts streams off after a limit of its own; then comes the drain."""
+    words = [*start("asgi", "hypercorn"), "--graceful-timeout", "1"]
+    with (
+        run_server(words, cwd=tmp_path, ready=answers()) as process,
+        open_stream(process.port, "/events") as events,
+    ):
+        events.wait_first()
+        process.signal(signal.SIGTERM)
+        assert events.wait_end().outcome == "partial"
+        assert process.wait_exit() == 0
+    assert_once(process, *LIFE, count=1)
+
+
+# -- the programs of the guide -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", PROGRAMS, ids=[block.name for block in PROGRAMS])
+def test_program_of_the_guide_ends(block: Block, tmp_path: Path) -> None:
+    """Streams, WebSockets and downloads of the guide's programs end, and their servers leave."""
+    for need in block.notes["needs"].split(", "):
+        pytest.importorskip(need)
+    (tmp_path / "app.py").write_text(block.text)
+    with run_server(command(block.notes["run"]), cwd=tmp_path) as process, ExitStack() as opened:
+        streams = [
+            opened.enter_context(open_stream(process.port, path))
+            for path in ("/events", "/export")
+            if f'"{path}"' in block.text
+        ]
+        for stream in streams:
+            stream.wait_first()
+        websocket = None
+        if "def talk" in block.text:
+            websocket = opened.enter_context(open_websocket(process))
+        assert get(process.port).ok
+        process.signal(signal.SIGTERM)
+        for stream in streams:
+            assert stream.wait_end().ok
+        wait_closed(websocket, "")
+        process.wait_exit()
+        assert "Traceback" not in process.output()
 
 
 # -- for load balancers --------------------------------------------------------------------------
@@ -163,12 +221,15 @@ def test_unready_while_requests_are_answered(framework: str, server: str, tmp_pa
     assert_once(process, *LIFE, count=workers)
 
 
-def test_drain_delay_passes(tmp_path: Path) -> None:
-    """When `drain_delay` is over the server leaves by itself."""
+@pytest.mark.parametrize(
+    ("signum", "status"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 0)]
+)
+def test_drain_delay_passes(signum: int, status: int, tmp_path: Path) -> None:
+    """When `drain_delay` is over the server leaves by itself; on Ctrl-C as well."""
     env = {"APP_DRAIN_DELAY": "0.2"}
     with run_server(start("asgi", "uvicorn"), cwd=tmp_path, env=env, ready=answers()) as process:
-        process.signal(signal.SIGTERM)
-        assert process.wait_exit() == -signal.SIGTERM
+        process.signal(signum)
+        assert process.wait_exit() == status
     assert_once(process, *LIFE, count=1)
 
 
@@ -178,8 +239,8 @@ def test_drain_delay_that_has_no_effect_is_told(
 ) -> None:
     """Where the server cannot be held back the start warns, and SIGTERM is obeyed at once."""
     env = {"APP_DRAIN_DELAY": "60"}
-    command = start(framework, server)
-    with run_server(command, cwd=tmp_path, env=env, ready=answers()) as process:
+    words = start(framework, server)
+    with run_server(words, cwd=tmp_path, env=env, ready=answers()) as process:
         process.wait_line("drain_delay=60 has no effect under this server")
         process.signal(signal.SIGTERM)
         process.wait_exit()
