@@ -255,6 +255,8 @@ def _for_script(caught: _Caught, frame: "FrameType | None") -> None:
     if caught.times > 2:
         _default(caught.signum)
     caught.note(_exit)
+    if caught.times == 2 and not threading.main_thread().is_alive():
+        return  # it has left already, and waits for other threads
     main = threading.get_ident()
     if not any(main in engine.notes.readers for engine in caught.engines):
         _unwind_main(

@@ -319,6 +319,29 @@ def test_the_last_note_is_read_though_its_thread_comes_too_late() -> None:
     assert channels(process) == ["start", "SIGTERM", "drain", "stop", "exit"]
 
 
+def test_a_second_signal_while_the_main_thread_waits_for_others_leaves_no_trace() -> None:
+    """Unwound by the first signal the main thread waits for other threads; it has no more to do."""
+    body = """
+    engine.drain_delay = 60
+    leave = threading.Event()
+    engine.subscribe("stop", leave.set)
+    threading.Thread(target=leave.wait).start()
+    when(lambda: not threading.main_thread().is_alive(), partial(record, "waiting"))
+    engine.start()
+    record("ready")
+    time.sleep(30)
+    """
+    with start_script(script(body), apart=True) as process:
+        process.wait_published("ready")
+        process.signal(signal.SIGTERM)
+        process.wait_published("drain")
+        process.wait_published("waiting")
+        process.signal(signal.SIGTERM)
+        assert process.wait_exit() == 143
+    assert channels(process, "waiting") == LIFE
+    assert process.errors() == ""
+
+
 def test_a_handler_between_two_of_ours_is_told_once() -> None:
     """A handler set later that calls ours, and that we call, gets one signal once, and so do we."""
     body = """
