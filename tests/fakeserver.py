@@ -131,7 +131,10 @@ class Lifespan:
 
     Attributes:
         state: The lifespan state; None for a server that has none.
+        error: What the application has raised, once it has said that it failed.
     """
+
+    error: Exception | None = None
 
     def __init__(self, app: Any, *, with_state: bool = True) -> None:
         scope: dict[str, Any] = {"type": "lifespan", "asgi": {"version": "3.0"}}
@@ -144,14 +147,25 @@ class Lifespan:
         """Ask for the startup; return what the application says to it."""
         await self.talk.send_input({"type": "lifespan.startup"})
         answer: Message = await self.talk.receive_output(LIMIT)
+        if answer["type"] == "lifespan.startup.failed":
+            await self._see_off(answer)
         return answer
 
     async def shutdown(self) -> Message:
         """Ask for the shutdown; return what the application says to it."""
         await self.talk.send_input({"type": "lifespan.shutdown"})
         answer: Message = await self.talk.receive_output(LIMIT)
-        await self.talk.wait(LIMIT)
+        await self._see_off(answer)
         return answer
+
+    async def _see_off(self, answer: Message) -> None:
+        """Wait until the application has left; it may raise if its *answer* was that it failed."""
+        try:
+            await self.talk.wait(LIMIT)
+        except Exception as exc:
+            if not answer["type"].endswith(".failed"):
+                raise
+            self.error = exc
 
 
 @asynccontextmanager

@@ -152,9 +152,9 @@ class _Lifespan:
         """Take the server through startup and shutdown."""
         await self._hear("startup")
         failure = await _failure_of(self._start())
-        if failure:
-            await self._send({"type": "lifespan.startup.failed", "message": failure})
-            return
+        if failure is not None:
+            await self._send({"type": "lifespan.startup.failed", "message": _told(failure)})
+            raise failure  # as Starlette does: its TestClient waits for that
         try:
             await self._send({"type": "lifespan.startup.complete"})
             await self._hear("shutdown")
@@ -162,9 +162,9 @@ class _Lifespan:
             await self._stop()  # the server gave up on us, or the loop ends: no message is due
             raise
         failure = await _failure_of(self._stop())
-        if failure:
-            await self._send({"type": "lifespan.shutdown.failed", "message": failure})
-            return
+        if failure is not None:
+            await self._send({"type": "lifespan.shutdown.failed", "message": _told(failure)})
+            raise failure
         await self._send({"type": "lifespan.shutdown.complete"})
 
     async def _hear(self, kind: str) -> None:
@@ -229,9 +229,9 @@ class _Lifespan:
             await self._inner.stop()
 
 
-async def _failure_of(step: "Awaitable[None]") -> str:
+async def _failure_of(step: "Awaitable[None]") -> Exception | None:
     """
-    Take *step* and return how it failed, nothing if it has not.
+    Take *step* and return how it failed.
 
     The server is told outside of `except`: hypercorn raises when it hears of a failure, and would
     have that traceback tell ours once more.
@@ -239,8 +239,13 @@ async def _failure_of(step: "Awaitable[None]") -> str:
     try:
         await step
     except Exception as exc:
-        return plain_text(exc) or traceback.format_exc()
-    return ""
+        return exc
+    return None
+
+
+def _told(failure: Exception) -> str:
+    """Return what the server is told of *failure*."""
+    return plain_text(failure) or "".join(traceback.format_exception(failure))
 
 
 class InnerLifespan:

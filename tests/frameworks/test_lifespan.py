@@ -15,8 +15,9 @@ import anyio
 import pytest
 from fakeserver import LIMIT, Communicator, Lifespan, ask_asgi, ask_wsgi, lifespan, name_of, until
 from processes import assert_once, attempt, get, publishes, run_server, wait_until
+from starlette.testclient import TestClient
 
-from engine_bridge import ChannelFailures, Engine, StartAborted, State
+from engine_bridge import ChannelFailures, Engine, EngineError, StartAborted, State
 from engine_bridge.core.aio import CANCEL_GRACE
 from engine_bridge.core.errors import WouldDeadlock
 from engine_bridge.frameworks import asgi
@@ -276,11 +277,20 @@ def test_lifespan_failure_of_the_application_is_reported_and_ends_the_engine(
         assert message["type"] == "lifespan.startup.failed"
         for text in told:
             assert text in message["message"]
-        await server.talk.wait()
+        assert server.error is not None
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(main())
     assert heard == ["start", "app startup", "drain", "stop", "exit"]
+
+
+@pytest.mark.parametrize("when", ["startup", "shutdown"])
+def test_lifespan_failure_is_raised_for_a_test_client(engine: Engine, when: str) -> None:
+    """Starlette's TestClient, which looks at no message, gets what failed, and does not hang."""
+    plans: dict[str, Any] = {when: LookupError("no database")}
+    app = EngineMiddleware(Supporting([], **plans), engine)
+    with pytest.raises(EngineError, match=f"raised in its lifespan {when}"), TestClient(app):
+        assert when == "shutdown"
 
 
 @pytest.mark.parametrize("late", ["startup", "shutdown"])
@@ -329,7 +339,7 @@ def test_lifespan_failure_of_a_start_listener_is_reported_with_its_traceback(
         assert message["type"] == "lifespan.startup.failed"
         assert f"{type(error).__name__}: no database" in message["message"]
         assert "raise error" in message["message"]
-        await server.talk.wait()
+        assert server.error is not None
 
     asyncio.run(main())
     assert heard == ["start", "stop"]

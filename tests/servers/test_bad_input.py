@@ -9,6 +9,7 @@ from servers.launch import ASGI, CONFIG, GUNICORN, UVICORN, WSGI
 STARLETTE = "servers.apps.starlette:app"
 COMMANDS = {
     "gunicorn": [*GUNICORN, "-w", "1", *CONFIG, WSGI],
+    "gunicorn-asgi": [*GUNICORN, *CONFIG, "-k", "asgi", ASGI],
     "uvicorn": [*UVICORN, ASGI],
     "starlette": [*UVICORN, STARLETTE],
 }
