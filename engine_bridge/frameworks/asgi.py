@@ -13,12 +13,10 @@ import logging
 import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
 from functools import partial
-from inspect import signature
 from math import ceil
 
 from asgiref.compatibility import guarantee_single_callable
 
-from engine_bridge import engine as default_engine
 from engine_bridge.core.bus import is_async
 from engine_bridge.core.door import Door, Gate, engine_of
 from engine_bridge.core.engine import Engine
@@ -27,6 +25,7 @@ from engine_bridge.core.records import WARNING
 from engine_bridge.core.requests import new_token, set_current
 from engine_bridge.core.stacks import coroutine_stack
 from engine_bridge.core.states import State
+from engine_bridge.frameworks.arguments import engine_for, refuse_factory, takes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,12 +50,12 @@ class EngineMiddleware:
         engine: The engine; the default one of the package if none is given.
 
     Raises:
-        EngineError: *app* is not an ASGI application.
+        EngineError: *app* is not an ASGI application, or has another engine; *engine* is none.
     """
 
     def __init__(self, app: "Any", engine: Engine | None = None) -> None:
         self.app = _single_callable(app)
-        self.engine = default_engine if engine is None else engine
+        self.engine = engine_for(app, engine, EngineMiddleware)
         self._gate = Gate(self.engine, "asgi")
         self._state: dict[str, Any] = {}  # for servers without lifespan, or lifespan state
 
@@ -375,21 +374,13 @@ def _single_callable(app: "Any") -> "Application":
         raise EngineError(
             f"EngineMiddleware wants an ASGI application, which is callable; got {app!r}"
         )
-    if is_async(app) or (_takes(app, 3) and not _takes(app, 1)):
+    refuse_factory(app)
+    if is_async(app) or (takes(app, 3) and not takes(app, 1)):
         single: Application = app  # of the second kind are those that return another's awaitable
         return single
-    if _takes(app, 2) and not _takes(app, 1):
+    if takes(app, 2) and not takes(app, 1):
         raise EngineError(
             f"{app!r} is no ASGI application, but takes two arguments as WSGI ones do; "
             "those want engine_bridge.frameworks.wsgi.EngineMiddleware"
         )
     return guarantee_single_callable(app)  # type: ignore[no-untyped-call,no-any-return]  # asgiref
-
-
-def _takes(app: "Callable[..., Any]", number: int) -> bool:
-    """Whether *app* can be called with *number* arguments, as far as it says."""
-    try:
-        signature(app, follow_wrapped=False).bind(*range(number))
-    except (TypeError, ValueError):
-        return False
-    return True

@@ -95,7 +95,7 @@ def compose(*lifespans: "Lifespan | Generating") -> "Lifespan":
             async context manager, such as `engine.lifespan`, or async generator functions.
 
     Raises:
-        EngineError: One of them is no lifespan.
+        EngineError: One of them is no lifespan, or they are those of two engines.
     """
     found: list[Lifespan] = []
     for lifespan in lifespans:
@@ -103,7 +103,18 @@ def compose(*lifespans: "Lifespan | Generating") -> "Lifespan":
             found += lifespan.lifespans
         else:
             found.append(_as_lifespan(lifespan))
+    _refuse_two_engines(found)
     return _Composed(found)
+
+
+def _refuse_two_engines(lifespans: "list[Lifespan]") -> None:
+    owners = [getattr(lifespan, "__self__", None) for lifespan in lifespans]
+    engines = [owner for owner in owners if isinstance(owner, Engine)]
+    if any(engine is not engines[0] for engine in engines):
+        raise EngineError(
+            "compose(…) wants the lifespan of one engine, since one is all that an application can "
+            f"have; got those of {', '.join(map(repr, engines))}: leave out all but one"
+        )
 
 
 class _Composed:

@@ -14,12 +14,12 @@ from http import HTTPStatus
 from inspect import signature
 from math import ceil
 
-from engine_bridge import engine as default_engine
 from engine_bridge.core.bus import is_async
 from engine_bridge.core.door import Gate
 from engine_bridge.core.engine import Engine
 from engine_bridge.core.errors import EngineError
 from engine_bridge.core.requests import Requests, new_token
+from engine_bridge.frameworks.arguments import engine_for, refuse_factory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,13 +35,13 @@ class EngineMiddleware:
         engine: The engine; the default one of the package if none is given.
 
     Raises:
-        EngineError: *app* is not a WSGI application.
+        EngineError: *app* is not a WSGI application, or has another engine; *engine* is none.
     """
 
     def __init__(self, app: "WSGIApplication", engine: Engine | None = None) -> None:
         _check(app)
         self.app = app
-        self.engine = default_engine if engine is None else engine
+        self.engine = engine_for(app, engine, EngineMiddleware)
         self.gate = Gate(self.engine, "wsgi")
 
     def __call__(
@@ -240,8 +240,8 @@ def _check(app: object) -> None:
         raise EngineError(
             f"EngineMiddleware wants a WSGI application, which is callable; got {app!r}"
         )
+    refuse_factory(app)
     try:
-        # Not what it wraps: `werkzeug.Request.application` takes more than the function it wraps.
         signature(app, follow_wrapped=False).bind("environ", "start_response")
     except ValueError:
         is_wsgi = True  # made in C: it does not say what it takes
