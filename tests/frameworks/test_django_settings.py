@@ -24,26 +24,103 @@ GOOD = [
     {"INSTANCE": "engine_bridge.engine"},
     {"INSTANCE": None},
 ]
-BAD = [
-    ([], "E001", "ENGINE_BRIDGE wants a dict, got []", "write ENGINE_BRIDGE = {"),
-    ({"plugin": {}}, "E002", "no key 'plugin'", "did you mean 'PLUGINS'?"),
-    ({"ROOT": 1}, "E002", "no key 'ROOT'", "known: ENGINE, PLUGINS, INSTANCE"),
-    ({"ENGINE": 3}, "E003", "wants a dict, got 3", "drain_timeout"),
-    ({"ENGINE": {"timeout": 3}}, "E003", "no parameter 'timeout'", "stop_timeout"),
-    ({"ENGINE": {"drain_timeout": "3"}}, "E003", "['drain_timeout'] is '3'", "seconds"),
-    ({"ENGINE": {"slow_after": True}}, "E003", "['slow_after'] is True", "seconds"),
-    ({"PLUGINS": {"PidFile": {}}}, "E004", "['PidFile']: Module", "did you mean 'PIDFile'?"),
-    ({"PLUGINS": {"no.such.Plugin": {}}}, "E004", "No module named 'no'", "dotted path"),
-    ({"PLUGINS": {"os.path.join": {}}}, "E004", "is no plugin class", "dotted path"),
-    ({"PLUGINS": {3: {}}}, "E004", "a string, not 3", "known: "),
-    ({"PLUGINS": ["Log"]}, "E005", "wants a dict, got ['Log']", '{"Log": {}}'),
-    ({"PLUGINS": {"Log": True}}, "E005", "dict of options, got True", "'Log': {}"),
-    ({"PLUGINS": {"PIDFile": {"file": "x"}}}, "E005", "argument 'file'", "its options: pidfile"),
-    ({"PLUGINS": {"PIDFile": {"pidfile": 3}}}, "E005", "not the path of a file", "pidfile"),
-    ({"PLUGINS": {"Log": {"callback": "no.such"}}}, "E005", "No module named 'no'", "function"),
-    ({"INSTANCE": "engine_bridge.Engine"}, "E006", "wants the dotted path of an Engine", "leave"),
-    ({"INSTANCE": "engine_bridge.motor"}, "E006", "motor", "variable"),
-    ({"INSTANCE": 3}, "E006", "3 gives", "variable"),
+PLUGIN = "ENGINE_BRIDGE['PLUGINS']"
+INSTANCE = "ENGINE_BRIDGE['INSTANCE'] wants the dotted path of an Engine"
+A_DICT = 'write ENGINE_BRIDGE = {"PLUGINS": {"PIDFile": {"pidfile": "/run/shop.pid"}}}'
+A_CLASS = 'write the dotted path of a plugin class, e.g. "shop.plugins.Clock"'
+A_FUNCTION = 'write the dotted path of a function, e.g. "shop.tasks.tidy"'
+A_VARIABLE = 'write the path of a variable, e.g. "shop.lifecycle.engine", or leave it out'
+A_PATH = "'/run/app.pid'"
+SECONDS = "write a number of seconds, 0 or more"
+OURS = (
+    "known: Autoreloader, Daemonizer, DropPrivileges, Health, Log, Monitor, PIDFile, "
+    "SignalHandler, Systemd, ThreadManager"
+)
+BAD: list[tuple[object, str, str, str]] = [
+    ([], "E001", "ENGINE_BRIDGE wants a dict, got []", A_DICT),
+    ({"plugin": {}}, "E002", "ENGINE_BRIDGE has no key 'plugin'", "did you mean 'PLUGINS'?"),
+    ({"ROOT": 1}, "E002", "ENGINE_BRIDGE has no key 'ROOT'", "known: ENGINE, PLUGINS, INSTANCE"),
+    (
+        {"ENGINE": 3},
+        "E003",
+        "ENGINE_BRIDGE['ENGINE'] wants a dict, got 3",
+        'write e.g. {"drain_timeout": 20}',
+    ),
+    (
+        {"ENGINE": {"timeout": 3}},
+        "E003",
+        "ENGINE_BRIDGE['ENGINE'] has no parameter 'timeout'",
+        "did you mean 'stop_timeout'?",
+    ),
+    (
+        {"ENGINE": {"drain_timeout": "3"}},
+        "E003",
+        "ENGINE_BRIDGE['ENGINE']['drain_timeout'] is '3'",
+        SECONDS,
+    ),
+    (
+        {"ENGINE": {"slow_after": True}},
+        "E003",
+        "ENGINE_BRIDGE['ENGINE']['slow_after'] is True",
+        SECONDS,
+    ),
+    (
+        {"PLUGINS": {"PidFile": {}}},
+        "E004",
+        f"{PLUGIN}['PidFile']: there is no such plugin",
+        "did you mean 'PIDFile'?",
+    ),
+    (
+        {"PLUGINS": {"no.such.Plugin": {}}},
+        "E004",
+        f"{PLUGIN}['no.such.Plugin']: No module named 'no'",
+        A_CLASS,
+    ),
+    ({"PLUGINS": {"os.sep": {}}}, "E004", f"{PLUGIN}['os.sep']: '/' is no plugin class", A_CLASS),
+    ({"PLUGINS": {3: {}}}, "E004", f"{PLUGIN}[3]: the name of a plugin is a string", OURS),
+    (
+        {"PLUGINS": ["Log"]},
+        "E005",
+        f"{PLUGIN} wants a dict, got ['Log']",
+        'write the options behind each name: {"Log": {}}',
+    ),
+    (
+        {"PLUGINS": {"Log": True}},
+        "E005",
+        f"{PLUGIN}['Log'] wants a dict of options, got True",
+        "write 'Log': {} for a plugin without options, a list for several of them",
+    ),
+    (
+        {"PLUGINS": {"PIDFile": {"file": "x"}}},
+        "E005",
+        f"{PLUGIN}['PIDFile'] has no option 'file'",
+        "its options: pidfile",
+    ),
+    (
+        {"PLUGINS": {"PIDFile": {"pidfile": 3}}},
+        "E005",
+        f"{PLUGIN}['PIDFile']: not the path of a file: 3; example: PIDFile(engine, '/run/app.pid')",
+        "its options: pidfile",
+    ),
+    (
+        {"PLUGINS": {"Monitor": {"callback": "no.such"}}},
+        "E005",
+        f"{PLUGIN}['Monitor']: No module named 'no'",
+        A_FUNCTION,
+    ),
+    (
+        {"INSTANCE": "engine_bridge.Engine"},
+        "E006",
+        f"{INSTANCE}; 'engine_bridge.Engine' is <class 'engine_bridge.core.engine.Engine'>",
+        A_VARIABLE,
+    ),
+    (
+        {"INSTANCE": "no.such"},
+        "E006",
+        f"{INSTANCE}; 'no.such' cannot be imported: No module named 'no'",
+        A_VARIABLE,
+    ),
+    ({"INSTANCE": 3}, "E006", f"{INSTANCE}, got 3", A_VARIABLE),
 ]
 
 
@@ -60,9 +137,8 @@ def test_settings_that_are_wrong(settings: object, number: str, found: str, hint
     """Each fault has an id, says what was found, and a hint says what to write."""
     (problem,) = conf.find_problems(settings)
     assert problem.id == f"engine_bridge.{number}"
-    assert found in problem.found
-    assert hint in problem.hint
-    assert str(problem) == f"{problem.found}; {problem.hint}"
+    assert (problem.found, problem.hint) == (found, hint)
+    assert str(problem) == f"{found}; {hint}"
 
 
 def test_each_fault_is_told() -> None:

@@ -61,6 +61,14 @@ FLASK = [sys.executable, "-m", "flask"]
 RUN = ["run", "--port", "{port}"]
 APP = "servers.apps.flask"
 RELOADS = 20
+SETTINGS = [
+    "ENGINE_SLOW_AFTER",
+    "ENGINE_START_TIMEOUT",
+    "ENGINE_STOP_TIMEOUT",
+    "ENGINE_DRAIN_DELAY",
+    "ENGINE_DRAIN_TIMEOUT",
+    "ENGINE_PIDFILE",
+]
 
 ASKED = answers()
 STARTED = publishes("started")
@@ -186,18 +194,35 @@ def test_settings_are_the_engines_parameters(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "sentence"),
     [
-        ("ENGINE_DRAIN_TIMEOU", 1, r"no setting ENGINE_DRAIN_TIMEOU .* did you mean ENGINE_DRAIN_"),
-        ("ENGINE_ROOM", 1, r"no setting ENGINE_ROOM in app.config; known: ENGINE_SLOW_AFTER, "),
-        ("ENGINE_DRAIN_TIMEOUT", "10 s", r"\['ENGINE_DRAIN_TIMEOUT'\] wants seconds.* got '10 s'"),
-        ("ENGINE_STOP_TIMEOUT", -1, r"\['ENGINE_STOP_TIMEOUT'\] wants seconds, 0 or more; got -1"),
-        ("ENGINE_PIDFILE", 5, r"\['ENGINE_PIDFILE'\] wants the path of a file; got 5"),
+        (
+            "ENGINE_DRAIN_TIMEOU",
+            1,
+            "no setting ENGINE_DRAIN_TIMEOU in app.config; did you mean ENGINE_DRAIN_TIMEOUT?",
+        ),
+        (
+            "ENGINE_ROOM",
+            1,
+            f"no setting ENGINE_ROOM in app.config; known: {', '.join(SETTINGS)}",
+        ),
+        (
+            "ENGINE_DRAIN_TIMEOUT",
+            "10 s",
+            "app.config['ENGINE_DRAIN_TIMEOUT'] wants seconds, 0 or more; got '10 s'",
+        ),
+        (
+            "ENGINE_STOP_TIMEOUT",
+            -1,
+            "app.config['ENGINE_STOP_TIMEOUT'] wants seconds, 0 or more; got -1",
+        ),
+        ("ENGINE_PIDFILE", 5, "app.config['ENGINE_PIDFILE'] wants the path of a file; got 5"),
     ],
 )
 def test_bad_setting_is_refused(key: str, value: Any, sentence: str, engine: Engine) -> None:
     """A setting that cannot be is refused in a sentence, and the application stays as it was."""
     app = make_app(**{key: value})
-    with pytest.raises(EngineError, match=sentence):
+    with pytest.raises(EngineError) as caught:
         EngineBridge(app, engine)
+    assert str(caught.value) == sentence
     assert "engine" not in app.extensions
     assert not isinstance(app.wsgi_app, EngineMiddleware)
 

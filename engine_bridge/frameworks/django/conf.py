@@ -24,6 +24,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
+from importlib import import_module
 from inspect import isclass, signature
 
 from django.core.exceptions import ImproperlyConfigured
@@ -150,16 +151,22 @@ def find_problems(settings: object) -> Iterator[SettingError]:
 def _problems_of_instance(path: object) -> Iterator[SettingError]:
     if path is None:
         return
-    try:
-        found = import_string(path)
-    except (ImportError, AttributeError) as exc:
-        found = exc
-    if not isinstance(found, Engine):
-        yield SettingError(
-            "E006",
-            f"ENGINE_BRIDGE['INSTANCE'] wants the dotted path of an Engine; {path!r} gives {found}",
-            'write the path of a variable, e.g. "shop.lifecycle.engine", or leave it out',
-        )
+    if not isinstance(path, str):
+        found = f", got {path!r}"
+    else:
+        try:
+            instance = import_string(path)
+        except (ImportError, AttributeError) as exc:
+            found = f"; {path!r} cannot be imported: {exc}"
+        else:
+            if isinstance(instance, Engine):
+                return
+            found = f"; {path!r} is {instance!r}"
+    yield SettingError(
+        "E006",
+        f"ENGINE_BRIDGE['INSTANCE'] wants the dotted path of an Engine{found}",
+        'write the path of a variable, e.g. "shop.lifecycle.engine", or leave it out',
+    )
 
 
 def _problems_of_parameters(parameters: object) -> Iterator[SettingError]:
@@ -204,6 +211,10 @@ def _check_plugin(name: object, options: object) -> None:
             f"{setting} wants a dict of options, got {options!r}",
             f"write {name!r}: {{}} for a plugin without options, a list for several of them",
         )
+    names = _options(plugin)
+    for key in options:
+        if names and key not in names:
+            raise SettingError("E005", f"{setting} has no option {key!r}", _wanted(names))
     try:
         functions = _with_functions(options)
     except (ImportError, AttributeError) as exc:
@@ -212,7 +223,7 @@ def _check_plugin(name: object, options: object) -> None:
     try:
         plugin(Engine(), **functions)  # plugins know what their options must be
     except Exception as exc:
-        raise SettingError("E005", f"{setting}: {_reason(exc)}", _wanted(plugin)) from exc
+        raise SettingError("E005", f"{setting}: {_reason(exc)}", _wanted(names)) from exc
 
 
 def _find_class(name: object) -> "Callable[..., Any]":
@@ -223,7 +234,9 @@ def _find_class(name: object) -> "Callable[..., Any]":
         ImportError: There is none; whatever else its module raises.
     """
     if not isinstance(name, str):
-        raise ImportError(f"the name of a plugin is a string, not {name!r}")
+        raise ImportError("the name of a plugin is a string")
+    if "." not in name and name not in _plugin_names():
+        raise ImportError("there is no such plugin")
     found: Any = import_string(name if "." in name else f"engine_bridge.plugins.{name}")
     if not isclass(found) or not callable(getattr(found, "subscribe", None)):
         raise ImportError(f"{found!r} is no plugin class")
@@ -263,12 +276,27 @@ def _did_you_mean(key: object, known: tuple[str, ...]) -> str:
 def _known_plugins(name: object) -> str:
     if isinstance(name, str) and "." in name:
         return 'write the dotted path of a plugin class, e.g. "shop.plugins.Clock"'
-    return _did_you_mean(name, tuple(import_string("engine_bridge.plugins.__all__")))
+    return _did_you_mean(name, _plugin_names())
 
 
-def _wanted(plugin: "Callable[..., Any]") -> str:
-    """Say which options *plugin* takes."""
-    _, *names = signature(plugin).parameters
+def _plugin_names() -> tuple[str, ...]:
+    """Return the names of our own plugins."""
+    plugins = import_module("engine_bridge.plugins")
+    base = plugins.Plugin
+    found = ((name, getattr(plugins, name)) for name in plugins.__all__)
+    return tuple(name for name, each in found if issubclass(each, base) and each is not base)
+
+
+def _options(plugin: "Callable[..., Any]") -> list[str]:
+    """Return the names of the options that *plugin* takes; nothing where it takes any."""
+    parameters = list(signature(plugin).parameters.values())[1:]  # the first is the engine
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return []
+    return [each.name for each in parameters]
+
+
+def _wanted(names: list[str]) -> str:
+    """Say which options a plugin takes."""
     return f"its options: {', '.join(names) or 'none'}"
 
 
