@@ -493,7 +493,9 @@ def test_unready_while_it_still_serves(project: Path) -> None:
 def test_drain_delay_under_runserver_is_warned_of(project: Path) -> None:
     """`runserver` cannot be held back: the engine says so at the start."""
     env = {"PROJECT_ENGINE": '{"ENGINE": {"drain_delay": 60}}'}
-    with run_server(NO_RELOAD, cwd=project, env=env, ready=publishes(STARTED)) as server:
+    with run_server(
+        [*RUNSERVER, "--noreload"], cwd=project, env=env, ready=publishes(STARTED)
+    ) as server:
         server.wait_line("drain_delay=60 has no effect under this server")
         server.signal(signal.SIGTERM)
         assert server.wait_exit() == -signal.SIGTERM
