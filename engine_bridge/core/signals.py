@@ -24,10 +24,12 @@ Facts about servers are from their source, as measured for uvicorn 0.54, gunicor
 uvicorn-worker 0.4, hypercorn 0.18, daphne 4.2, waitress 3.0 and cheroot 11.1.
 """
 
+import _thread
 import os
 import signal
 import sys
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 
     Function = TypeVar("Function", bound=Callable[..., Any])
 
+AGAIN = 0.01  # seconds between two tries to raise what was dropped
 CHAINED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGABRT")
 # The main loops of these servers drain on SystemExit, and atexit follows.
 LEAVE_ON_SYSTEM_EXIT = ("waitress", "cheroot")
@@ -64,6 +67,9 @@ _changing = threading.Lock()  # of _watchers; never taken in a handler
 _owed: "dict[int, set[Engine]]" = {}  # signals to send again once these engines have stopped
 _passing: set[int] = set()  # signals that a predecessor handles at this moment
 _put_off: "deque[tuple[Handler, int]]" = deque()  # those that came meanwhile
+_raised: "dict[int, tuple[int, BaseException]]" = {}  # by identity, what our handlers raised
+_dropped: list[BaseException] = []  # of those, what nobody got
+_is_again = False  # whether the next signal is one that we send for those
 _unwinding: list[BaseException] = []  # what unwinds the main thread when it leaves our code
 _shielded: "set[CodeType]" = set()
 
@@ -77,6 +83,9 @@ class Handler:
 
     def __call__(self, signum: int, frame: "FrameType | None") -> None:
         """Note that *signum* came, and do what must be done here and now."""
+        if _is_again:
+            _raise_again(frame)
+            return
         caught = _Caught(signum)
         if not caught.engines:
             self._stand_aside(signum, frame)
@@ -183,7 +192,7 @@ class Handler:
             caught.note(partial(self._leave_to_server, signum))
         elif signum == signal.SIGTERM and _runs_in(frame, LEAVE_ON_SYSTEM_EXIT):
             caught.note(partial(self._leave_to_server, signum))
-            raise _end_by(signum)
+            _raise(signum, _end_by(signum))
         else:
             _owed[signum] = set(caught.engines)
             signal.signal(signum, signal.SIG_DFL)
@@ -285,12 +294,67 @@ def _unwind_main(signum: int, frame: "FrameType | None", in_transition: bool = F
     if in_transition or _amid_our_code(frame):
         _unwinding.append(_end_by(signum))
     else:
-        raise _end_by(signum)
+        _raise(signum, _end_by(signum))
 
 
 def _end_by(signum: int) -> BaseException:
     """Return what ends the main thread, with the exit status that a shell would tell."""
     return KeyboardInterrupt() if signum == signal.SIGINT else SystemExit(128 + signum)
+
+
+# -- what Python drops ---------------------------------------------------------------------------
+
+
+def _raise(signum: int, end: BaseException) -> None:
+    """
+    Raise *end* in the main thread, and again where it is dropped.
+
+    Where it leaves a destructor, or the callback of a weak reference, Python reports it and goes
+    on. A main thread that collects garbage in that moment would not leave.
+
+    Source:
+        Python Language Reference, `object.__del__`; `sys.unraisablehook`.
+    """
+    if not isinstance(sys.unraisablehook, _Hook):
+        sys.unraisablehook = _Hook(sys.unraisablehook)
+    _raised[id(end)] = (signum, end)
+    raise end
+
+
+class _Hook:
+    """What Python reports dropped exceptions to: ours come again, others go to who was there."""
+
+    def __init__(self, earlier: "Callable[[Any], object]") -> None:
+        self._earlier = earlier
+
+    def __call__(self, unraisable: "Any") -> None:
+        signum, end = _raised.get(id(unraisable.exc_value), (0, None))
+        if end is None:
+            self._earlier(unraisable)
+        else:
+            _dropped.append(end)
+            _thread.start_new_thread(_send_again, (signum,))
+
+
+def _send_again(signum: int) -> None:
+    """Send the main thread the signal anew until our handler has raised what was dropped."""
+    global _is_again  # noqa: PLW0603  # the handler tells by it that it has heard
+    main = threading.main_thread().ident
+    while _dropped and main is not None:
+        if not _is_again:
+            _is_again = True
+            signal.pthread_kill(main, signum)
+        time.sleep(AGAIN)
+
+
+def _raise_again(frame: "FrameType | None") -> None:
+    """Raise what was dropped, unless the hook still runs, which would drop it as well."""
+    global _is_again  # noqa: PLW0603  # as above
+    _is_again = False
+    while frame is not None and frame.f_code is not _Hook.__call__.__code__:
+        frame = frame.f_back
+    if frame is None and _dropped:
+        raise _dropped.pop()
 
 
 # -- code of ours in which the main thread must not be unwound ----------------------------------
@@ -397,14 +461,16 @@ def _install(signum: int, handler: "Any", original: "Any") -> None:
 
 def after_fork() -> None:
     """In a forked child: what the parent owes and hears of is the parent's; stand aside."""
-    global _changing  # noqa: PLW0603  # another thread of the parent may have held it
-    _changing = threading.Lock()
+    global _changing, _is_again  # noqa: PLW0603  # another thread of the parent may have held it
+    _changing, _is_again = threading.Lock(), False
     notes.after_fork()
     _watchers.clear()
     _owed.clear()
     _passing.clear()
     _put_off.clear()
     _unwinding.clear()
+    _raised.clear()
+    _dropped.clear()
 
 
 # -- signals that were put off ------------------------------------------------------------------

@@ -342,6 +342,48 @@ def test_a_second_signal_while_the_main_thread_waits_for_others_leaves_no_trace(
     assert process.errors() == ""
 
 
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("where", ["destructor", "weakref"])
+def test_a_signal_amid_a_destructor_is_not_dropped(where: str, sig: signal.Signals) -> None:
+    """Python drops what is raised there; the main thread leaves all the same, without a word."""
+    body = """
+    import weakref
+
+    class Thing:
+        pass
+
+    def linger(thing=None):
+        if not engine.notes.times_told:
+            record("ready")
+            while not engine.notes.times_told:  # the handler raises out of this
+                time.sleep(0.001)
+            time.sleep(30)
+
+    engine.start()
+    thing = Thing()
+    if sys.argv[1] == "destructor":
+        Thing.__del__ = linger
+    else:
+        reference = weakref.ref(thing, linger)
+    try:
+        del thing
+        time.sleep(30)
+    except BaseException as exc:
+        record(type(exc).__name__)
+        raise
+    """
+    with start_script(script(body), where) as process:
+        process.wait_published("ready")
+        process.signal(sig)
+        status = process.wait_exit()
+    found = channels(process)
+    if sig == signal.SIGTERM:
+        assert (status, process.output()) == (143, "")
+    assert found.count("SystemExit" if sig == signal.SIGTERM else "KeyboardInterrupt") == 1
+    assert [channel for channel in found if channel in LIFE] == LIFE
+    assert "Exception ignored" not in process.output()
+
+
 def test_a_handler_between_two_of_ours_is_told_once() -> None:
     """A handler set later that calls ours, and that we call, gets one signal once, and so do we."""
     body = """
