@@ -461,7 +461,7 @@ def _install(signum: int, handler: "Any", original: "Any") -> None:
 
 def after_fork() -> None:
     """In a forked child: what the parent owes and hears of is the parent's; stand aside."""
-    global _changing, _is_again  # noqa: PLW0603  # another thread of the parent may have held it
+    global _changing, _is_again  # another thread of the parent may have held it
     _changing, _is_again = threading.Lock(), False
     notes.after_fork()
     _watchers.clear()

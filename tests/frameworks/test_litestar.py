@@ -36,6 +36,7 @@ APP = "servers.apps.litestar:app"
 LITESTAR = [sys.executable, "-m", "litestar", "--app"]
 RUN = ["run", "--port", "{port}"]
 RELOADING = [*LITESTAR, "app:app", *RUN, "--reload"]
+SLOW = pytest.mark.timeout(60)  # several processes in a row, each of which imports Litestar
 LOCAL = "from servers.apps.litestar import app\n"
 ABORTED = 1  # click's exit status on Ctrl-C
 
@@ -61,12 +62,14 @@ def test_failing_start_ends_the_server(command: list[str], status: int, tmp_path
     fail(command, tmp_path, 3)
 
 
+@SLOW
 def test_reload_is_a_new_life(tmp_path: Path) -> None:
     """On a save `litestar run --reload` ends one engine and begins another, in a new process."""
     server = reload(RELOADING, tmp_path, LOCAL, ctrl_c, ABORTED)
     assert server.pid not in server.published()
 
 
+@SLOW
 def test_ctrl_c_leaves_the_worker_its_time(tmp_path: Path) -> None:
     """The CLI does not wait for it, yet the request in flight is answered and the engine stops."""
     (tmp_path / "app.py").write_text(LOCAL)
@@ -82,6 +85,7 @@ def test_ctrl_c_leaves_the_worker_its_time(tmp_path: Path) -> None:
     assert_once(server, *LIFE, count=1)
 
 
+@SLOW
 def test_sigterm_to_the_cli_does_not_reach_uvicorn(tmp_path: Path) -> None:
     """With `--reload` the CLI dies alone; uvicorn serves and reloads on until it is told itself."""
     path = tmp_path / "app.py"

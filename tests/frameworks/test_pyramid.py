@@ -118,7 +118,8 @@ def test_reloader_kills_a_stop_that_takes_longer_than_its_interval(tmp_path: Pat
         assert server.wait_exit() == KILLED
         assert not held.result().ok
     (seen,) = server.published().values()
-    assert seen[-2:] == ["held", "drain"]
+    assert "held" in seen
+    assert "stop" not in seen
 
 
 @pytest.mark.parametrize("words", [["proutes"], ["pviews", "/"], ["prequest", "/"]])
