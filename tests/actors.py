@@ -13,6 +13,7 @@ from processes import wait_until
 from engine_bridge import ChannelFailures, Engine
 from engine_bridge.core.flag import Flag
 from engine_bridge.core.records import Record, StateChanged
+from engine_bridge.plugins import Plugin
 
 ALL = ("start", "stop", "exit")
 LIFE = [
@@ -186,3 +187,11 @@ def wait_blocked(call: Call, limit: float = LIMIT) -> Call:
     """Wait until *call* has ended or waits for others."""
     wait_until(lambda: call.ended.is_set() or is_waiting(call.thread), limit, "it ends or waits")
     return call
+
+
+class Anything(Plugin):
+    """A plugin that takes whatever options it is given."""
+
+    def __init__(self, engine: Engine, **options: object) -> None:
+        super().__init__(engine)
+        self.options = options

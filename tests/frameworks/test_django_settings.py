@@ -21,6 +21,7 @@ GOOD = [
     {"PLUGINS": {"PIDFile": {"pidfile": "/run/x.pid"}, "SignalHandler": {}}},
     {"PLUGINS": {"PIDFile": [{"pidfile": "one.pid"}, {"pidfile": "two.pid"}]}},
     {"PLUGINS": {"engine_bridge.plugins.log.Log": {}}},
+    {"PLUGINS": {"actors.Anything": {"colour": "red"}}},
     {"INSTANCE": "engine_bridge.engine"},
     {"INSTANCE": None},
 ]
