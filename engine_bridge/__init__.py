@@ -1,5 +1,6 @@
 """One process lifecycle for every Python web application and every server that runs it."""
 
+from .core import host
 from .core.engine import Engine
 from .core.errors import (
     ChannelFailures,
@@ -22,3 +23,13 @@ __all__ = [
 ]
 
 engine = Engine()
+
+
+def _find_server() -> host.Host | None:
+    """Ask the adapters, which the core does not know, when an engine starts."""
+    from . import servers
+
+    return servers.find_server()
+
+
+host.find_server = _find_server

@@ -19,7 +19,7 @@ from .aio import whereabouts
 from .door import Door
 from .errors import ChannelFailures, EngineError
 from .flag import call_soon
-from .host import detect_host
+from .host import current_host
 from .lifecycle import Lifecycle, raise_shared
 from .records import ERROR, Message
 from .resources import START_PRIORITY, STOP_PRIORITY, make_resource
@@ -204,7 +204,7 @@ class Engine(Lifecycle):
             RestartRefused: The host cannot give one; nothing has been stopped.
         """
         door = self._life.door if self._life is not None else "script"
-        host = self.host or detect_host(door)
+        host = self.host or current_host(door)
         give = host.prepare_restart()
         if not host.owns_process:
             give()

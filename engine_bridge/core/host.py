@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
+from . import signals
 from .errors import RestartRefused
 
 LISTEN_FDS_START = 3  # sd_listen_fds(3)
@@ -24,12 +25,17 @@ class Host:
     """
     The owner of this process: a script, or a server that runs our application.
 
-    A server adapter sets one of its own as `engine.host`.
-
     Args:
         role: `script`, `main`, `worker`, `reloader`, `command` or `supervisor`.
         main_pid: The process that an operator signals; None means this one.
+
+    Attributes:
+        server: The name of the server that runs here; empty if there is none, or none we know.
+        restarts_by: How `Engine.restart()` gets a new process, for people.
     """
+
+    server = ""
+    restarts_by = "runs its command line anew"
 
     def __init__(self, role: str = "script", main_pid: int | None = None) -> None:
         self.role = role
@@ -45,6 +51,16 @@ class Host:
         """Whether the process is the engine's to end: no server decides over it."""
         return self.role in {"script", "supervisor"}
 
+    @property
+    def drain(self) -> str:
+        """`early` if the process hears that it is to go while it still serves, else `late`."""
+        return "early" if self.owns_process or signals.hears_sigterm() else "late"
+
+    @property
+    def keeps_drain_delay(self) -> bool:
+        """Whether it goes on serving for `drain_delay` when it is told to go."""
+        return self.owns_process or signals.can_hold_sigterm()
+
     def prepare_restart(self) -> Callable[[], object]:
         """
         Return what gives a new process, once the engine has exited.
@@ -54,37 +70,38 @@ class Host:
         """
         if not self.owns_process:
             raise RestartRefused(
-                f"this process belongs to process {self.main_pid}, which runs the server; "
-                "restart that, e.g. by SIGHUP under gunicorn"
+                f"this process is a {self.role} of process {self.main_pid}, and nothing is known "
+                "of how that gives a new one; restart it from outside"
             )
         return prepare_exec()
 
 
-def detect_host(door: str) -> Host:
-    """Return the host of this process, for an engine that *door* starts."""
-    if door == "script":
-        return Host()
-    return Host("worker", _main_pid())
+def _no_server() -> Host | None:
+    return None
 
 
-def _main_pid() -> int | None:
+find_server: Callable[[], Host | None] = _no_server  # the package says who knows servers
+
+
+def current_host(door: str = "script") -> Host:
     """
-    Return the process that manages this worker; None if it serves alone.
+    Return the host of the process that calls.
 
-    Source:
-        uvicorn, hypercorn and granian make workers by multiprocessing; gunicorn forks them and
-        names itself in SERVER_SOFTWARE; uWSGI offers a module to the code that it runs.
+    Args:
+        door: What starts the engine, as in `Life.door`; where it is no script, a server is there,
+            whether we know it or not.
     """
+    found = find_server()
+    if found is not None:
+        return found
+    return Host() if door == "script" else Host("worker", worker_of())
+
+
+def worker_of() -> int | None:
+    """Return the process that made this one by multiprocessing; None if none did."""
     multiprocessing = sys.modules.get("multiprocessing")
     parent = multiprocessing.parent_process() if multiprocessing is not None else None
-    if parent is not None and parent.pid is not None:
-        return int(parent.pid)
-    uwsgi = sys.modules.get("uwsgi")
-    if uwsgi is not None and uwsgi.masterpid():
-        return int(uwsgi.masterpid())
-    if "gunicorn.arbiter" in sys.modules and "gunicorn" in os.environ.get("SERVER_SOFTWARE", ""):
-        return os.getppid()
-    return None
+    return None if parent is None or parent.pid is None else int(parent.pid)
 
 
 def prepare_exec() -> Callable[[], None]:

@@ -24,7 +24,7 @@ from .errors import (
     WouldDeadlock,
 )
 from .flag import Flag
-from .host import Host, detect_host
+from .host import Host, current_host
 from .life import Life
 from .notes import Notes
 from .observed import ObservedBus
@@ -538,7 +538,7 @@ class Lifecycle(ObservedBus):
         loop = caller.loop if isinstance(caller, TaskCaller) else None
         self._life = self._new_life(door, loop)
         if self.host is self._detected_host:  # else an adapter has set it
-            self.host = self._detected_host = detect_host(door)
+            self.host = self._detected_host = current_host(door)
 
     def _new_life(self, door: str, loop: "Any" = None) -> Life:
         return Life(self._changed, door, loop, self._stop_with_task, self._warn)

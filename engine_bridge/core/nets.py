@@ -30,6 +30,7 @@ _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
 _gates: "weakref.WeakSet[Gate]" = weakref.WeakSet()
 _spread_in = 0  # the process that has its nets
 _ends_before_join_in = 0  # likewise, for the one that a script does not want
+_last: "tuple[int, Callable[[], object]]" = (0, os.getpid)
 _carried_over: "Lifecycle | None" = None  # whose process gives its place to a child
 
 
@@ -247,6 +248,22 @@ def _spread_for_mod_wsgi() -> None:
         mod_wsgi.subscribe_shutdown(lambda event, **info: end_all())
 
 
+def do_last(call: "Callable[[], object]") -> None:
+    """
+    Have *call* done when this process has ended all else, unless it is told to go meanwhile.
+
+    Whoever asks has the process leave next, which may count as one time that it was told.
+    """
+    global _last  # noqa: PLW0603  # as above
+    _last = (os.getpid(), call)
+
+
+def _do_last() -> None:
+    pid, call = _last
+    if pid == os.getpid() and all(each.notes.times_told <= 1 for each in engines()):
+        call()
+
+
 @signals.shielded
 def end_all() -> None:
     """End every engine that this process started, then do what signals still have to do."""
@@ -294,3 +311,4 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_do_last)  # now, so that it comes after what is registered later

@@ -496,8 +496,18 @@ def settle_all() -> None:
 
 def can_delay(engine: "Lifecycle") -> bool:
     """Whether `drain_delay` can be kept: the process is ours, or the handler can be held back."""
+    return engine.owns_process or can_hold_sigterm()
+
+
+def hears_sigterm() -> bool:
+    """Whether a handler of ours hears of SIGTERM."""
+    return isinstance(signal.getsignal(signal.SIGTERM), Handler)
+
+
+def can_hold_sigterm() -> bool:
+    """Whether the server's handler of SIGTERM can be called when it suits us."""
     handler = signal.getsignal(signal.SIGTERM)
-    return engine.owns_process or (isinstance(handler, Handler) and handler.can_hold())
+    return isinstance(handler, Handler) and handler.can_hold()
 
 
 def uvicorn_server() -> "Any":

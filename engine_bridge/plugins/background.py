@@ -25,11 +25,11 @@ from engine_bridge.core.bus import describe, is_async
 from engine_bridge.core.engine import Engine
 from engine_bridge.core.errors import EngineError
 from engine_bridge.core.flag import Flag, call_soon
+from engine_bridge.core.hostlock import HostLock
 from engine_bridge.core.records import ERROR, INFO, WARNING, Record
 from engine_bridge.core.transition import before_waiting
 from engine_bridge.plugins import arguments
 from engine_bridge.plugins.base import absolute
-from engine_bridge.plugins.hostlock import HostLock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,14 +7,12 @@ from collections.abc import Callable
 
 from engine_bridge.core.engine import Engine
 from engine_bridge.core.errors import EngineError
+from engine_bridge.core.host import current_host
 from engine_bridge.core.records import WARNING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import FrameType
     from typing import Any
-
-SERVERS = ("cheroot", "granian", "gunicorn", "hypercorn", "uvicorn", "waitress")
 
 
 class Plugin:
@@ -109,31 +107,17 @@ def check_owns_process(plugin: Plugin, instead: str) -> None:
     Raises:
         EngineError: A server owns it.
     """
-    host = plugin.engine.host
-    owner = ""
-    if host is not None and not host.owns_process:
-        of = f" of process {host.main_pid}" if host.main_pid != os.getpid() else ""
-        owner = f"is a {host.role}{of}"
-    elif server := _server():
-        owner = f"is run by {server}"
-    if owner:
-        raise EngineError(
-            f"{type(plugin).__name__} is for a process of its own, but this one {owner}: "
-            f"leave it out here and run {instead} instead"
-        )
-
-
-def _server() -> str:
-    """Return the server that has called the present code, most likely to import an application."""
-    if "uwsgi" in sys.modules:  # it is written in C, and offers that module to the code it runs
-        return "uwsgi"
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        package: str = frame.f_globals.get("__name__", "").partition(".")[0]
-        if package in SERVERS:
-            return package
-        frame = frame.f_back
-    return ""
+    host = plugin.engine.host or current_host()
+    if host.owns_process:
+        return
+    of = f" of process {host.main_pid}" if host.main_pid != os.getpid() else ""
+    owner = f"is a {host.role}{of}"
+    if host.server:
+        owner += f", run by {host.server}"
+    raise EngineError(
+        f"{type(plugin).__name__} is for a process of its own, but this one {owner}: "
+        f"leave it out here and run {instead} instead"
+    )
 
 
 def hand_over(engine: Engine, descriptor: int, path: str, uid: int, gid: int) -> None:

@@ -16,13 +16,15 @@ Source:
 
 import os
 import signal
-from collections.abc import Callable
+import sys
 
 from engine_bridge.core import nets, signals
 from engine_bridge.core.door import Door
 from engine_bridge.core.engine import Engine
 from engine_bridge.core.errors import ChannelFailures, StartAborted, plain_text
 from engine_bridge.core.host import Host
+
+from .base import Roll, ServerHost, Stack
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,18 +39,22 @@ __all__ = ["on_exit", "post_worker_init", "pre_fork", "when_ready", "worker_exit
 _mask: "set[int] | None" = None  # of the main process, while it forks
 
 
-class GunicornHost(Host):
-    """A process of gunicorn's: the main one, or a worker."""
-
-    def prepare_restart(self) -> Callable[[], object]:
-        """Return what has gunicorn replace its workers."""
-        return lambda: os.kill(self.main_pid, signal.SIGHUP)
+def detect(stack: Stack) -> Host | None:
+    """Return the host of this process, if gunicorn runs in it."""
+    call = stack.find("gunicorn.arbiter", "spawn_worker")
+    if call is not None:
+        return ServerHost("gunicorn", Roll(), main_pid=call.f_locals["worker"].ppid)
+    if stack.find("gunicorn.") is not None:
+        return ServerHost("gunicorn", Roll(), "main")
+    if "gunicorn.arbiter" in sys.modules and "gunicorn" in os.environ.get("SERVER_SOFTWARE", ""):
+        return ServerHost("gunicorn", Roll(), main_pid=os.getppid())  # a greenlet has its own stack
+    return None
 
 
 def when_ready(server: "Any") -> None:
     """Tell the engines of a preloaded application that this is the main process."""
     for engine in _engines():
-        engine.host = GunicornHost("main")
+        engine.host = ServerHost("gunicorn", Roll(), "main")
         engine.publish("main_start")
 
 
@@ -81,7 +87,7 @@ def _after_fork_in_main() -> None:
 def post_worker_init(worker: "Any") -> None:
     """Start the engines of WSGI applications; those of ASGI applications have a lifespan."""
     for engine in nets.engines():
-        engine.host = GunicornHost("worker", worker.ppid)
+        engine.host = ServerHost("gunicorn", Roll(), main_pid=worker.ppid)
     for gate in nets.gates("wsgi"):
         signals.chain(gate.engine)
         try:

@@ -425,8 +425,8 @@ def test_a_process_of_a_server_is_refused() -> None:
     with pytest.raises(RestartRefused) as caught:
         engine.restart()
     assert str(caught.value) == (
-        "this process belongs to process 1234, which runs the server; "
-        "restart that, e.g. by SIGHUP under gunicorn"
+        "this process is a worker of process 1234, and nothing is known of how that gives "
+        "a new one; restart it from outside"
     )
     assert isinstance(caught.value, EngineError)
     assert engine.ready

@@ -427,8 +427,8 @@ def test_a_refusal_is_told_and_the_watch_goes_on(
         assert looked.wait(10)
         assert engine.state is State.STARTED
         refusal = (
-            "no restart: this process belongs to process 1, which runs the server; "
-            "restart that, e.g. by SIGHUP under gunicorn"
+            "no restart: this process is a worker of process 1, and nothing is known of how "
+            "that gives a new one; restart it from outside"
         )
         assert [line for line in said if "changed" in line] == [
             f"30 {path} changed while this process started; {refusal}",

@@ -862,7 +862,7 @@ def test_daemonizer_is_refused_under_a_server(
     )
     with start_process([sys.executable, "-m", server, *words], cwd=tmp_path) as process:
         assert process.wait_exit() != 0
-    assert f"this one is run by {server}: leave it out here and run" in process.output()
+    assert f", run by {server}: leave it out here and run" in process.output()
 
 
 def test_daemonizer_wants_fork(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -254,32 +254,6 @@ def test_stream_ends_on_drain(kind: str, tmp_path: Path) -> None:
     assert stream_until_drain([*GUNICORN, "-w", "1", "-k", kind, ASGI], tmp_path, 1) == 0
 
 
-def test_restart_rolls_the_workers(tmp_path: Path) -> None:
-    """With the config module `engine.restart()` has gunicorn replace all workers."""
-    command = [*GUNICORN, "-w", "2", *CONFIG, WSGI]
-    with run_server(command, cwd=tmp_path, ready=publishes("started", 2)) as server:
-        old = who_published(server, "start")
-        assert get(server.port, "/restart").ok
-        server.wait_published("exit", 2)
-        server.wait_published("started", 4)
-        assert set(who_published(server, "exit")) == set(old)
-        for pid in old:
-            wait_gone(pid)
-        server.signal(signal.SIGTERM)
-        assert server.wait_exit() == 0
-    assert_once(server, *LIFE, count=4)
-
-
-def test_restart_is_refused_without_config(tmp_path: Path) -> None:
-    """Without it the restart is refused, in words, and nothing has been stopped."""
-    with run_server([*GUNICORN, "-w", "1", WSGI], cwd=tmp_path) as server:
-        answer = get(server.port, "/restart")
-        assert answer.status == 500
-        assert str(server.pid) in server.wait_line("RestartRefused: .*").group()
-        assert get(server.port).ok
-        assert not who_published(server, "stop")
-
-
 @EVERY_WORKER
 def test_deliberate_exit_answers_503(kind: str, app: str, tmp_path: Path) -> None:
     """The request that asks for the exit is answered; those after it get 503."""

@@ -28,7 +28,7 @@ import os
 import stat
 import threading
 
-from engine_bridge.core.errors import EngineError
+from .errors import EngineError
 
 try:
     import fcntl
@@ -137,6 +137,18 @@ class HostLock:
             return
         self.close()
         raise EngineError(f"no lock {path}: {found}, or name another file by lock=…")
+
+
+def open_shared(name: str) -> int:
+    """
+    Return a descriptor of the file *name* that this user's processes have in common.
+
+    Raises:
+        OSError: It cannot be had.
+    """
+    path = os.path.join(our_folders(COMMON)[0], name)
+    with _opening:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
 def our_folders(common: str) -> list[str]:

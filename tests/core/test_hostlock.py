@@ -15,8 +15,9 @@ import pytest
 from processes import Process, run_script, start_script, wait_gone, wait_until
 
 from engine_bridge import ChannelFailures, Engine, EngineError
-from engine_bridge.plugins import Monitor, hostlock
-from engine_bridge.plugins.hostlock import HostLock, our_folders
+from engine_bridge.core import hostlock
+from engine_bridge.core.hostlock import HostLock, our_folders
+from engine_bridge.plugins import Monitor
 
 NOBODY = 65534
 ROOT = os.geteuid() == 0
@@ -397,7 +398,7 @@ def test_lock_file_is_not_inherited_by_programs(tmp_path: Path) -> None:
     done = run_script(
         """
 import subprocess, sys
-from engine_bridge.plugins.hostlock import HostLock
+from engine_bridge.core.hostlock import HostLock
 lock = HostLock("", sys.argv[1])
 assert lock.claim()
 out = subprocess.run(["ls", "-l", "/proc/self/fd"], close_fds=False, capture_output=True, text=True)
@@ -415,7 +416,7 @@ def test_forks_wait_while_a_file_is_opened(tmp_path: Path) -> None:
     done = run_script(
         """
 import os, sys, threading, time
-from engine_bridge.plugins import hostlock
+from engine_bridge.core import hostlock
 hostlock.HostLock("", sys.argv[1])
 forked = threading.Event()
 def fork():

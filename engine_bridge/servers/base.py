@@ -1,0 +1,254 @@
+"""
+What all server adapters share: who called the present code, and how a server gives a new process.
+
+A server leaves no note that it runs in a process. But its code has called ours: it stands on the
+stack of the main thread, or, in a script that serves from a thread of its own, on the present one.
+
+Source:
+    `shared/reference/servers.md` has what each server does on which event, as measured.
+"""
+
+import errno
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, Self
+
+from engine_bridge.core import nets
+from engine_bridge.core.errors import RestartRefused
+from engine_bridge.core.host import Host, prepare_exec
+
+from . import rolls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from types import FrameType
+
+
+class Adapter(Protocol):
+    """What the module of a server offers."""
+
+    def detect(self, stack: "Stack") -> Host | None:
+        """Return the host of this process, if the server runs in it."""
+
+    def serve(
+        self, app: Any, sockets: "Sequence[socket.socket]", options: Mapping[str, Any]
+    ) -> None:
+        """Serve *app* on *sockets* until the process is told to go."""
+
+
+class Stack:
+    """The calls that led to the present code: those of this thread, then those of the main one."""
+
+    def __init__(self) -> None:
+        main = threading.main_thread().ident
+        self.is_main = main == threading.get_ident()
+        self._own = list(_callers(sys._getframe(1)))
+        frames = sys._current_frames()
+        there = None if self.is_main or main is None else frames.get(main)
+        self._main = self._own if self.is_main else list(_callers(there))
+
+    def __enter__(self) -> "Self":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Let the calls go: whatever they have in hand would stay until the next collection."""
+        self._own, self._main = [], []
+
+    def find(self, module: str, function: str = "") -> "FrameType | None":
+        """
+        Return the innermost call of *function* in *module*.
+
+        Args:
+            module: Its name; one that ends with a dot stands for all in that package.
+            function: Its name; empty for any.
+        """
+        for frame in (*self._own, *self._main):
+            name: str = frame.f_globals.get("__name__", "")
+            if not (name == module or (module.endswith(".") and f"{name}.".startswith(module))):
+                continue
+            if not function or frame.f_code.co_name == function:
+                return frame
+        return None
+
+    def main_is_in(self, package: str) -> bool:
+        """Whether the main thread is in *package*, so that the process is that server's."""
+        return any(
+            frame.f_globals.get("__name__", "").partition(".")[0] == package for frame in self._main
+        )
+
+
+def _callers(frame: "FrameType | None") -> "Iterator[FrameType]":
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+class ServerHost(Host):
+    """
+    A process in which a server runs.
+
+    Args:
+        server: The server's name.
+        restart: How it gives a new process.
+        role: As of `Host`.
+        main_pid: Likewise.
+        drain: `early` or `late` where the server is known for it; else it depends on whether our
+            handler of SIGTERM is in place.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        restart: "Restart",
+        role: str = "worker",
+        main_pid: int | None = None,
+        *,
+        drain: str = "",
+    ) -> None:
+        super().__init__(role, main_pid)
+        self.server = server
+        self._restart = restart
+        self._drain = drain
+
+    @property
+    def drain(self) -> str:
+        """`early` if the process hears that it is to go while it still serves, else `late`."""
+        return self._drain or super().drain
+
+    @property
+    def restarts_by(self) -> str:  # type: ignore[override]  # of a server it is not known before
+        """How `Engine.restart()` gets a new process, for people."""
+        return self._restart.how
+
+    def prepare_restart(self) -> Callable[[], object]:
+        """
+        Return what has the server give a new process.
+
+        Raises:
+            RestartRefused: It cannot; nothing has been stopped.
+        """
+        return self._restart.prepare(self)
+
+
+def version(package: str) -> str:
+    """Return the version of an installed *package*; nothing if that is not known."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        return installed(package)
+    except PackageNotFoundError:
+        return ""
+
+
+# -- new processes ---------------------------------------------------------------------------------
+
+
+class Restart(Protocol):
+    """
+    A way to a new process.
+
+    Attributes:
+        how: What happens, for people.
+    """
+
+    how: str
+
+    def prepare(self, host: Host) -> Callable[[], object]:
+        """Return what does it; raise RestartRefused if it cannot be done."""
+
+
+class Refused:
+    """
+    There is none.
+
+    Args:
+        why: What stands in the way, and what to do instead.
+    """
+
+    def __init__(self, why: str) -> None:
+        self.how = f"cannot: {why}"
+        self._why = why
+
+    def prepare(self, host: Host) -> Callable[[], object]:
+        """Refuse."""
+        raise RestartRefused(self._why)
+
+
+class Roll:
+    """
+    The main process replaces its workers when it gets SIGHUP.
+
+    Workers that ask for the same roll, as all do when a file has changed, make one of it.
+    """
+
+    how = "SIGHUP to the main process, which replaces all workers"
+
+    def prepare(self, host: Host) -> Callable[[], object]:
+        """Return what sends the signal, unless another worker just has."""
+        pid = host.main_pid
+        try:
+            os.kill(pid, 0)
+        except OSError as exc:
+            found = "is gone" if exc.errno == errno.ESRCH else f"belongs to another user ({exc})"
+            raise RestartRefused(
+                f"the main process {pid} of this worker {found}; restart it from outside"
+            ) from exc
+        return lambda: rolls.begin(pid, lambda: os.kill(pid, signal.SIGHUP))
+
+
+class Anew:
+    """
+    The server is asked to leave; when it has, its command line runs again in this very process.
+
+    Until it listens again who connects is refused.
+
+    Args:
+        leave: What asks it; by default the signal of Ctrl-C.
+    """
+
+    how = "leaves, and runs its command line anew in this process"
+
+    def __init__(self, leave: Callable[[], object] | None = None) -> None:
+        self._leave = leave or (lambda: os.kill(os.getpid(), signal.SIGINT))
+
+    def prepare(self, host: Host) -> Callable[[], object]:
+        """Return what asks the server to leave; see that its command line can run again."""
+        run_again = prepare_exec()
+
+        def leave() -> None:
+            nets.do_last(run_again)
+            self._leave()
+
+        return leave
+
+
+def by_sigterm() -> None:
+    """Send this process SIGTERM."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def single(
+    server: str, stack: Stack, leave: Callable[[], object] | None = None, drain: str = ""
+) -> ServerHost:
+    """
+    Return the host of a process in which *server* serves alone.
+
+    Args:
+        server: Its name.
+        stack: Who called the present code.
+        leave: As of `Anew`.
+        drain: As of `ServerHost`.
+    """
+    restart = Anew(leave) if stack.main_is_in(server) else IN_A_THREAD
+    return ServerHost(server, restart, drain=drain)
+
+
+IN_A_THREAD = Refused(
+    "the server runs in a thread of a script, which alone can start it again; "
+    "have the script start the engine, then it is the script that restarts"
+)

@@ -1,0 +1,27 @@
+"""
+Django's `manage.py runserver`: alone, or as the child of its reloader.
+
+Source:
+    Django 5.2, `core/management/commands/runserver.py`; `utils/autoreload.py`: the child serves in
+    a thread, and its main thread leaves on Ctrl-C.
+"""
+
+import os
+
+from engine_bridge.core.host import Host
+
+from .base import Anew, ServerHost, Stack
+
+COMMAND = "django.core.management.commands.runserver"
+RELOADER = "django.utils.autoreload"
+
+
+def detect(stack: Stack) -> Host | None:
+    """Return the host of this process, if it is one of `runserver`."""
+    if stack.find(COMMAND) is None:
+        return None
+    if stack.find(RELOADER, "start_django") is None:
+        return ServerHost("runserver", Anew())
+    if os.environ.get("RUN_MAIN") == "true":
+        return ServerHost("runserver", Anew(), main_pid=os.getppid())
+    return ServerHost("runserver", Anew(), "reloader")
