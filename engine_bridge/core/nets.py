@@ -258,9 +258,14 @@ def do_last(call: "Callable[[], object]") -> None:
     _last = (os.getpid(), call)
 
 
+def does_something_last() -> bool:
+    """Whether `do_last` was asked for in this process."""
+    return _last[0] == os.getpid()
+
+
 def _do_last() -> None:
-    pid, call = _last
-    if pid == os.getpid() and all(each.notes.times_told <= 1 for each in engines()):
+    _, call = _last
+    if does_something_last() and all(each.notes.times_told <= 1 for each in engines()):
         call()
 
 

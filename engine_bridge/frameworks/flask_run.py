@@ -30,7 +30,7 @@ from engine_bridge.core import signals
 from engine_bridge.core.door import Door, Gate
 from engine_bridge.core.engine import Engine
 from engine_bridge.core.errors import ChannelFailures, EngineError
-from engine_bridge.core.host import Host
+from engine_bridge.core.host import Host, current_host
 from engine_bridge.frameworks import reloader
 from engine_bridge.frameworks.wsgi import EngineMiddleware
 
@@ -70,7 +70,7 @@ def _starting_engines(make_server: "Any") -> "Any":
         gates = list(_gates(server.app))
         if serving.is_running_from_reloader():
             for gate in gates:
-                gate.engine.host = Host("worker")
+                gate.engine.host = current_host("wsgi")
                 gate.admit()
             reloader.ignore_signals_while_leaving()
             return server
@@ -105,7 +105,7 @@ def _start_on_serving(server: serving.BaseWSGIServer, gates: list[Gate]) -> None
     def start_and_serve(poll_interval: float = 0.5) -> None:
         try:
             for gate in gates:
-                gate.engine.host = Host("worker")
+                gate.engine.host = current_host("wsgi")
                 signals.chain(gate.engine)
                 Door(gate.engine, "wsgi").open()
         except BaseException as exc:

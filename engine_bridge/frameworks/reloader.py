@@ -12,6 +12,8 @@ import signal
 import subprocess
 import threading
 
+from engine_bridge.core import nets
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -67,5 +69,7 @@ def ignore_signals_while_leaving() -> None:
 
 
 def _ignore_signals() -> None:
+    if nets.does_something_last():
+        return  # another program, which is to hear them, takes this one's place
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)

@@ -13,8 +13,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, Self
+from collections.abc import Callable, Iterator
+from typing import Protocol, Self
 
 from engine_bridge.core import nets
 from engine_bridge.core.errors import RestartRefused
@@ -24,7 +24,6 @@ from . import rolls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
     from types import FrameType
 
 
@@ -34,10 +33,30 @@ class Adapter(Protocol):
     def detect(self, stack: "Stack") -> Host | None:
         """Return the host of this process, if the server runs in it."""
 
-    def serve(
-        self, app: Any, sockets: "Sequence[socket.socket]", options: Mapping[str, Any]
-    ) -> None:
-        """Serve *app* on *sockets* until the process is told to go."""
+
+class Serving(Protocol):
+    """
+    One worker of a server, on sockets that were handed in; they stay open, and the caller's.
+
+    An adapter that can offers it as `serving(app, sockets, options)`, where *options* are the
+    server's own, by its own names.
+    """
+
+    def run(self) -> None:
+        """
+        Serve until `stop` is called; return once the last connection has ended.
+
+        Raises:
+            ServerNotAvailable: It is not installed, or cannot serve like that.
+            Exception: What ended the server, were it not `stop`.
+        """
+
+    def stop(self) -> None:
+        """
+        Accept no more, answer what was accepted, have clients that stay close, then leave.
+
+        From any thread, or a signal handler; it returns at once. The second time it cuts off.
+        """
 
 
 class Stack:
@@ -208,13 +227,13 @@ class Anew:
     Until it listens again who connects is refused.
 
     Args:
-        leave: What asks it; by default the signal of Ctrl-C.
+        leave: What asks it.
     """
 
     how = "leaves, and runs its command line anew in this process"
 
-    def __init__(self, leave: Callable[[], object] | None = None) -> None:
-        self._leave = leave or (lambda: os.kill(os.getpid(), signal.SIGINT))
+    def __init__(self, leave: Callable[[], object]) -> None:
+        self._leave = leave
 
     def prepare(self, host: Host) -> Callable[[], object]:
         """Return what asks the server to leave; see that its command line can run again."""
@@ -232,9 +251,24 @@ def by_sigterm() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def single(
-    server: str, stack: Stack, leave: Callable[[], object] | None = None, drain: str = ""
-) -> ServerHost:
+def by_ctrl_c() -> None:
+    """
+    Send this process SIGINT; a server of the standard library's kind is asked more gently.
+
+    Source:
+        socketserver.py, `_handle_request_noblock`: what is raised while it hands a request on to a
+        thread has it shut that connection down.
+    """
+    with Stack() as stack:
+        call = stack.find("socketserver", "serve_forever")
+        server = None if call is None else call.f_locals["self"]
+    if server is None or threading.current_thread() is threading.main_thread():
+        os.kill(os.getpid(), signal.SIGINT)
+    else:
+        threading.Thread(target=server.shutdown, name="leave", daemon=True).start()
+
+
+def single(server: str, stack: Stack, leave: Callable[[], object], drain: str = "") -> ServerHost:
     """
     Return the host of a process in which *server* serves alone.
 

@@ -10,7 +10,7 @@ import os
 
 from engine_bridge.core.host import Host
 
-from .base import Anew, ServerHost, Stack
+from .base import Anew, ServerHost, Stack, by_ctrl_c
 
 COMMAND = "django.core.management.commands.runserver"
 RELOADER = "django.utils.autoreload"
@@ -20,8 +20,5 @@ def detect(stack: Stack) -> Host | None:
     """Return the host of this process, if it is one of `runserver`."""
     if stack.find(COMMAND) is None:
         return None
-    if stack.find(RELOADER, "start_django") is None:
-        return ServerHost("runserver", Anew())
-    if os.environ.get("RUN_MAIN") == "true":
-        return ServerHost("runserver", Anew(), main_pid=os.getppid())
-    return ServerHost("runserver", Anew(), "reloader")
+    is_parent = stack.find(RELOADER) is not None and os.environ.get("RUN_MAIN") != "true"
+    return ServerHost("runserver", Anew(by_ctrl_c), "reloader" if is_parent else "worker")

@@ -1,5 +1,6 @@
 """What is known of the host, inside each server, and that a restart goes its way."""
 
+import shutil
 import signal
 import sys
 import textwrap
@@ -136,6 +137,40 @@ def test_restart_goes_the_way_of_the_server(mode: Mode, tmp_path: Path) -> None:
     else:
         lives = [channel for channel in server.published()[server.pid] if channel in LIFE]
         assert lives == [*LIFE, *LIFE], server.report()
+
+
+PROJECT = Path(__file__).parents[1] / "frameworks" / "djangoproject"
+FLASK = [sys.executable, "-m", "flask", "--app", "servers.apps.flask"]
+
+
+@pytest.mark.parametrize(
+    ("words", "count"),
+    [
+        pytest.param([*FLASK, "run", "--port", "{port}"], 1, id="flask-run"),
+        pytest.param([*FLASK, "--debug", "run", "--port", "{port}"], 2, id="flask-run-debug"),
+        pytest.param(
+            ["manage.py", "runserver", "{port}", "--noreload"], 1, id="runserver-noreload"
+        ),
+        pytest.param(["manage.py", "runserver", "{port}"], 2, id="runserver"),
+    ],
+)
+def test_development_servers_restart_in_place(words: list[str], count: int, tmp_path: Path) -> None:
+    """The process that serves runs its command line again, the reloader's parent stays."""
+    folder = tmp_path / "project"
+    shutil.copytree(PROJECT, folder)
+    words = words if words[0] == sys.executable else [sys.executable, *words]
+    with run_server(words, cwd=folder, ready=publishes("start")) as server:
+        (pid,) = who_published(server, "start")
+        server.wait(lambda: get(server.port).ok, 10, "it serves")
+        assert get(server.port, "/restart").ok
+        server.wait_published("start", 2)
+        server.wait(lambda: get(server.port).ok, 10, "it serves again")
+        assert [pid] * 2 == who_published(server, "start")
+        assert len(server.family()) == count
+        server.signal_group(signal.SIGINT)  # which the new program hears as the old one did
+        assert server.wait_exit() == 0
+    lives = [channel for channel in server.published()[pid] if channel in LIFE]
+    assert lives == [*LIFE, *LIFE], server.report()
 
 
 def test_workers_that_ask_together_make_one_roll(tmp_path: Path) -> None:

@@ -35,6 +35,13 @@ def index() -> str:
     return f"{current_engine.state}\n"
 
 
+@app.get("/restart")
+def restart() -> str:
+    """Ask the host for a new process."""
+    current_engine.restart()
+    return "restarting\n"
+
+
 @app.get("/held")
 def held() -> bytes:
     """Answer when the test allows it."""

@@ -8,6 +8,7 @@ from engine_bridge.frameworks.django import health_urls
 
 urlpatterns = [
     path("", views.index),
+    path("restart", views.restart),
     path("held", views.held),
     path("state", views.state),
     path("sale", views.sale),

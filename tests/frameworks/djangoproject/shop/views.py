@@ -21,6 +21,12 @@ def index(request: HttpRequest) -> HttpResponse:
     return HttpResponse(f"{os.getpid()}\n")
 
 
+def restart(request: HttpRequest) -> HttpResponse:
+    """Ask the host for a new process."""
+    engine.restart()
+    return HttpResponse("restarting\n")
+
+
 def held(request: HttpRequest) -> HttpResponse:
     """Answer once the test says so."""
     record("held")
