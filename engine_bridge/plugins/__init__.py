@@ -4,6 +4,7 @@ from .autoreload import Autoreloader
 from .background import BackgroundTask
 from .base import Plugin
 from .daemonize import Daemonizer
+from .followmain import FollowMain
 from .health import Health
 from .log import Log
 from .monitor import Monitor
@@ -18,6 +19,7 @@ __all__ = [
     "BackgroundTask",
     "Daemonizer",
     "DropPrivileges",
+    "FollowMain",
     "Health",
     "Log",
     "Monitor",

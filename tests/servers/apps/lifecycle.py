@@ -12,7 +12,7 @@ from journal import record
 
 from engine_bridge import Engine
 from engine_bridge.core.records import Record, StateChanged
-from engine_bridge.plugins import PIDFile, Plugin
+from engine_bridge.plugins import FollowMain, PIDFile, Plugin
 
 RECORDED = ("start", "drain", "stop", "exit", "main_start", "main_exit")
 RELEASE = Path("release")  # in the working directory; the test makes it
@@ -29,6 +29,8 @@ def instrument(engine: Engine) -> None:
     engine.subscribe("start", wait_if_asked_to)
     if path := os.environ.get("APP_PIDFILE"):
         PIDFile(engine, path).subscribe()
+    if os.environ.get("APP_FOLLOWS_MAIN"):
+        FollowMain(engine).subscribe()
     if os.environ.get("APP_TERM_AT_END"):  # first thing once the target of a child has returned
         Finalize(None, os.kill, (os.getpid(), signal.SIGTERM), exitpriority=100)
 
