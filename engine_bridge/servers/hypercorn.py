@@ -2,7 +2,8 @@
 hypercorn: `--workers 0`, in one process; with workers, by multiprocessing; `--reload`.
 
 Source:
-    hypercorn 0.18, `run.py`: workers hear of the end by an event, not by a signal.
+    hypercorn 0.18, `run.py`: workers hear of the end by an event, not by a signal; see
+    core/nets.py for what ASGI makes of that.
 """
 
 from engine_bridge.core.host import Host, worker_of
@@ -17,7 +18,10 @@ def detect(stack: Stack) -> Host | None:
         return None
     parent = worker_of()
     if parent is not None:
-        return ServerHost("hypercorn", Roll(), main_pid=parent, drain="late")
+        is_wsgi = stack.find("hypercorn.app_wrappers", "run_app") is not None
+        return ServerHost(
+            "hypercorn", Roll(), main_pid=parent, drain="late" if is_wsgi else "early"
+        )
     run = stack.find("hypercorn.run", "run")
     if run is not None and run.f_locals["config"].workers:
         return ServerHost("hypercorn", Roll(), "reloader")  # it loads the application, too
