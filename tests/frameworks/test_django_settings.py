@@ -34,7 +34,7 @@ A_VARIABLE = 'write the path of a variable, e.g. "shop.lifecycle.engine", or lea
 A_PATH = "'/run/app.pid'"
 SECONDS = "write a number of seconds, 0 or more"
 OURS = (
-    "known: Autoreloader, Daemonizer, DropPrivileges, Health, Log, Monitor, PIDFile, "
+    "known: Autoreloader, Daemonizer, DropPrivileges, FollowMain, Health, Log, Monitor, PIDFile, "
     "SignalHandler, Systemd, ThreadManager"
 )
 BAD: list[tuple[object, str, str, str]] = [
