@@ -60,15 +60,21 @@ class Serving(Protocol):
 
 
 class Stack:
-    """The calls that led to the present code: those of this thread, then those of the main one."""
+    """
+    The calls that led to the present code.
 
-    def __init__(self) -> None:
-        main = threading.main_thread().ident
-        self.is_main = main == threading.get_ident()
+    Args:
+        with_main: Whether those of the main thread are to be known as well. For rare occasions: it
+            takes a look at all threads, which CPython 3.11 does not always survive while some of
+            them come and go.
+    """
+
+    def __init__(self, *, with_main: bool = False) -> None:
         self._own = list(_callers(sys._getframe(1)))
-        frames = sys._current_frames()
-        there = None if self.is_main or main is None else frames.get(main)
-        self._main = self._own if self.is_main else list(_callers(there))
+        main = threading.main_thread().ident
+        self._main = self._own
+        if main != threading.get_ident():
+            self._main = list(_callers(sys._current_frames().get(main or 0))) if with_main else []
 
     def __enter__(self) -> "Self":
         return self
@@ -112,7 +118,7 @@ class ServerHost(Host):
 
     Args:
         server: The server's name.
-        restart: How it gives a new process.
+        restart: How it gives a new process; asked when that is wanted, and not before.
         role: As of `Host`.
         main_pid: Likewise.
         drain: `early` or `late` where the server is known for it; else it depends on whether our
@@ -122,7 +128,7 @@ class ServerHost(Host):
     def __init__(
         self,
         server: str,
-        restart: "Restart",
+        restart: "Callable[[], Restart]",
         role: str = "worker",
         main_pid: int | None = None,
         *,
@@ -141,7 +147,7 @@ class ServerHost(Host):
     @property
     def restarts_by(self) -> str:  # type: ignore[override]  # of a server it is not known before
         """How `Engine.restart()` gets a new process, for people."""
-        return self._restart.how
+        return self._restart().how
 
     def prepare_restart(self) -> Callable[[], object]:
         """
@@ -150,7 +156,7 @@ class ServerHost(Host):
         Raises:
             RestartRefused: It cannot; nothing has been stopped.
         """
-        return self._restart.prepare(self)
+        return self._restart().prepare(self)
 
 
 def version(package: str) -> str:
@@ -259,7 +265,7 @@ def by_ctrl_c() -> None:
         socketserver.py, `_handle_request_noblock`: what is raised while it hands a request on to a
         thread has it shut that connection down.
     """
-    with Stack() as stack:
+    with Stack(with_main=True) as stack:
         call = stack.find("socketserver", "serve_forever")
         server = None if call is None else call.f_locals["self"]
     if server is None or threading.current_thread() is threading.main_thread():
@@ -268,17 +274,20 @@ def by_ctrl_c() -> None:
         threading.Thread(target=server.shutdown, name="leave", daemon=True).start()
 
 
-def single(server: str, stack: Stack, leave: Callable[[], object], drain: str = "") -> ServerHost:
+def single(server: str, leave: Callable[[], object], drain: str = "") -> ServerHost:
     """
     Return the host of a process in which *server* serves alone.
 
     Args:
         server: Its name.
-        stack: Who called the present code.
         leave: As of `Anew`.
         drain: As of `ServerHost`.
     """
-    restart = Anew(leave) if stack.main_is_in(server) else IN_A_THREAD
+
+    def restart() -> Restart:
+        with Stack(with_main=True) as stack:
+            return Anew(leave) if stack.main_is_in(server) else IN_A_THREAD
+
     return ServerHost(server, restart, drain=drain)
 
 

@@ -13,4 +13,4 @@ from .base import Stack, by_sigterm, single
 
 def detect(stack: Stack) -> Host | None:
     """Return the host of this process, if cheroot serves in it."""
-    return None if stack.find("cheroot.") is None else single("cheroot", stack, by_sigterm)
+    return None if stack.find("cheroot.") is None else single("cheroot", by_sigterm)

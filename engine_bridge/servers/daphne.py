@@ -14,4 +14,4 @@ def detect(stack: Stack) -> Host | None:
     """Return the host of this process, if daphne runs in it."""
     if stack.find("daphne.server") is None and stack.find("daphne.cli") is None:
         return None
-    return single("daphne", stack, by_sigterm)
+    return single("daphne", by_sigterm)

@@ -15,4 +15,4 @@ def detect(stack: Stack) -> Host | None:
     if stack.find("granian.") is None:
         return None
     parent = worker_of()
-    return ServerHost("granian", Roll(), "main" if parent is None else "worker", parent)
+    return ServerHost("granian", Roll, "main" if parent is None else "worker", parent)

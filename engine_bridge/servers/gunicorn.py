@@ -16,7 +16,6 @@ Source:
 
 import os
 import signal
-import sys
 
 from engine_bridge.core import nets, signals
 from engine_bridge.core.door import Door
@@ -43,18 +42,16 @@ def detect(stack: Stack) -> Host | None:
     """Return the host of this process, if gunicorn runs in it."""
     call = stack.find("gunicorn.arbiter", "spawn_worker")
     if call is not None:
-        return ServerHost("gunicorn", Roll(), main_pid=call.f_locals["worker"].ppid)
-    if stack.find("gunicorn.") is not None:
-        return ServerHost("gunicorn", Roll(), "main")
-    if "gunicorn.arbiter" in sys.modules and "gunicorn" in os.environ.get("SERVER_SOFTWARE", ""):
-        return ServerHost("gunicorn", Roll(), main_pid=os.getppid())  # a greenlet has its own stack
-    return None
+        return ServerHost("gunicorn", Roll, main_pid=call.f_locals["worker"].ppid)
+    if stack.find("gunicorn.workers.") is not None:  # a thread or greenlet has a stack of its own
+        return ServerHost("gunicorn", Roll, main_pid=os.getppid())
+    return None if stack.find("gunicorn.") is None else ServerHost("gunicorn", Roll, "main")
 
 
 def when_ready(server: "Any") -> None:
     """Tell the engines of a preloaded application that this is the main process."""
     for engine in _engines():
-        engine.host = ServerHost("gunicorn", Roll(), "main")
+        engine.host = ServerHost("gunicorn", Roll, "main")
         engine.publish("main_start")
 
 
@@ -87,7 +84,7 @@ def _after_fork_in_main() -> None:
 def post_worker_init(worker: "Any") -> None:
     """Start the engines of WSGI applications; those of ASGI applications have a lifespan."""
     for engine in nets.engines():
-        engine.host = ServerHost("gunicorn", Roll(), main_pid=worker.ppid)
+        engine.host = ServerHost("gunicorn", Roll, main_pid=worker.ppid)
     for gate in nets.gates("wsgi"):
         signals.chain(gate.engine)
         try:

@@ -19,10 +19,8 @@ def detect(stack: Stack) -> Host | None:
     parent = worker_of()
     if parent is not None:
         is_wsgi = stack.find("hypercorn.app_wrappers", "run_app") is not None
-        return ServerHost(
-            "hypercorn", Roll(), main_pid=parent, drain="late" if is_wsgi else "early"
-        )
+        return ServerHost("hypercorn", Roll, main_pid=parent, drain="late" if is_wsgi else "early")
     run = stack.find("hypercorn.run", "run")
     if run is not None and run.f_locals["config"].workers:
-        return ServerHost("hypercorn", Roll(), "reloader")  # it loads the application, too
-    return single("hypercorn", stack, by_sigterm)
+        return ServerHost("hypercorn", Roll, "reloader")  # it loads the application, too
+    return single("hypercorn", by_sigterm)

@@ -27,7 +27,7 @@ def detect(stack: Stack) -> Host | None:
     if not hasattr(mod_wsgi, "process_group"):
         return None  # the package that builds it, not the server
     restart = _Leave() if mod_wsgi.process_group else EMBEDDED
-    return ServerHost("mod_wsgi", restart, main_pid=os.getppid(), drain="late")
+    return ServerHost("mod_wsgi", lambda: restart, main_pid=os.getppid(), drain="late")
 
 
 class _Leave:

@@ -12,13 +12,13 @@ from engine_bridge.core.host import Host
 
 from .base import Anew, ServerHost, Stack, by_ctrl_c
 
-COMMAND = "django.core.management.commands.runserver"
+SERVES = ("django.core.management.commands.runserver", "django.core.servers.basehttp")
 RELOADER = "django.utils.autoreload"
 
 
 def detect(stack: Stack) -> Host | None:
     """Return the host of this process, if it is one of `runserver`."""
-    if stack.find(COMMAND) is None:
+    if not any(map(stack.find, SERVES)):
         return None
     is_parent = stack.find(RELOADER) is not None and os.environ.get("RUN_MAIN") != "true"
-    return ServerHost("runserver", Anew(by_ctrl_c), "reloader" if is_parent else "worker")
+    return ServerHost("runserver", lambda: Anew(by_ctrl_c), "reloader" if is_parent else "worker")

@@ -9,7 +9,7 @@ Source:
 from engine_bridge.core import signals
 from engine_bridge.core.host import Host, worker_of
 
-from .base import Refused, Roll, ServerHost, Stack, single
+from .base import Refused, Restart, Roll, ServerHost, Stack, single
 
 EARLY = "early"  # its shutdown is wrapped where no handler of ours could be set, see core/nets.py
 BY_FILE = Refused(
@@ -21,11 +21,18 @@ def detect(stack: Stack) -> Host | None:
     """Return the host of this process, if uvicorn runs in it."""
     if stack.find("uvicorn.") is None:
         return None
-    started = stack.find("uvicorn._subprocess", "subprocess_started")
-    if started is None:
-        return single("uvicorn", stack, _leave, EARLY)
-    restart = BY_FILE if started.f_locals["config"].should_reload else Roll()
-    return ServerHost("uvicorn", restart, main_pid=worker_of(), drain=EARLY)
+    parent = worker_of()
+    if parent is None:
+        return single("uvicorn", _leave, EARLY)
+    return ServerHost("uvicorn", _restart_of_worker, main_pid=parent, drain=EARLY)
+
+
+def _restart_of_worker() -> Restart:
+    with Stack(with_main=True) as stack:
+        started = stack.find("uvicorn._subprocess", "subprocess_started")
+        if started is not None and started.f_locals["config"].should_reload:
+            return BY_FILE
+    return Roll()
 
 
 def _leave() -> None:

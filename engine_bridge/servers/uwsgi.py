@@ -25,7 +25,7 @@ def detect(stack: Stack) -> Host | None:
     main_pid = uwsgi.masterpid() or None
     role = "worker" if uwsgi.worker_id() or main_pid is None else "main"
     restart = NO_MASTER if main_pid is None else _Reload(uwsgi.reload)
-    return ServerHost("uwsgi", restart, role, main_pid, drain="late")
+    return ServerHost("uwsgi", lambda: restart, role, main_pid, drain="late")
 
 
 class _Reload:

@@ -13,4 +13,4 @@ from .base import Stack, by_sigterm, single
 
 def detect(stack: Stack) -> Host | None:
     """Return the host of this process, if waitress serves in it."""
-    return None if stack.find("waitress.") is None else single("waitress", stack, by_sigterm)
+    return None if stack.find("waitress.") is None else single("waitress", by_sigterm)

@@ -18,10 +18,10 @@ def detect(stack: Stack) -> Host | None:
     if stack.find("werkzeug.serving") is None:
         return None
     if os.environ.get("WERKZEUG_RUN_MAIN") == "true":
-        return ServerHost("werkzeug", Anew(_leave_the_socket))
+        return ServerHost("werkzeug", lambda: Anew(_leave_the_socket))
     if stack.find("werkzeug._reloader") is not None:
-        return ServerHost("werkzeug", Anew(by_ctrl_c), "reloader")
-    return single("werkzeug", stack, by_ctrl_c)
+        return ServerHost("werkzeug", lambda: Anew(by_ctrl_c), "reloader")
+    return single("werkzeug", by_ctrl_c)
 
 
 def _leave_the_socket() -> None:

@@ -18,4 +18,4 @@ def detect(stack: Stack) -> Host | None:
     """Return the host of this process, if wsgiref serves in it."""
     if stack.find("wsgiref.simple_server") is None and stack.find("wsgiref.handlers") is None:
         return None
-    return ServerHost("wsgiref", SWALLOWS)
+    return ServerHost("wsgiref", lambda: SWALLOWS)

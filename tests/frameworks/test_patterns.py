@@ -113,6 +113,7 @@ def test_what_lasts_hears_of_the_drain(framework: str, server: str, tmp_path: Pa
         assert events.wait_end().ok
         assert poll.result().status == 204
         wait_closed(websocket, server)
+        process.wait_published("drain")  # they hear of it a moment before the channel's listeners
         assert not download.done
         release(tmp_path)
         assert download.wait_end().body == b"begun\nended\n"

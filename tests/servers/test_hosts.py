@@ -4,7 +4,9 @@ import shutil
 import signal
 import sys
 import textwrap
+import threading
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple
 
 import pytest
@@ -33,7 +35,7 @@ from servers.launch import (
     who_published,
 )
 
-from engine_bridge import EngineError
+from engine_bridge import Engine, EngineError
 from engine_bridge.servers import SERVERS, current_host, load_server
 
 CHEROOT = [sys.executable, "-m", "cheroot", "--bind", "127.0.0.1:{port}"]
@@ -230,6 +232,26 @@ def test_a_server_in_a_thread_of_a_script_cannot_be_restarted(tmp_path: Path) ->
         server.wait_line("RestartRefused: the server runs in a thread of a script")
         server.signal(signal.SIGKILL)
         server.wait_exit()
+
+
+def test_a_start_looks_at_no_other_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not ask for the frames of all threads, which CPython 3.11 does not always survive."""
+    pytest.importorskip("waitress.server")
+    asked: list[int] = []
+    look = sys._current_frames
+
+    def note_and_look() -> dict[int, FrameType]:
+        asked.append(1)
+        return look()
+
+    monkeypatch.setattr(sys, "_current_frames", note_and_look)
+    engine = Engine()
+    thread = threading.Thread(target=engine.start)
+    thread.start()
+    thread.join()
+    engine.exit()
+    assert engine.host is not None
+    assert not asked
 
 
 def test_unknown_server_is_named() -> None:
