@@ -159,6 +159,7 @@ class Gate:
         wait = self._wait()
         if wait is not None:
             return wait or None
+        nets.notice_fork()
         signals.chain(self.engine)
         try:
             self.engine.open_thread_door(self.kind)
@@ -172,6 +173,7 @@ class Gate:
         wait = self._wait()
         if wait is not None:
             return wait or None
+        nets.notice_fork()
         signals.chain(self.engine)
         try:
             await self.engine.open_task_door(self.kind)

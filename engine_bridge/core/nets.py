@@ -28,6 +28,7 @@ LAZY = ("asgi", "wsgi")  # doors that nothing closes but these nets
 
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
 _gates: "weakref.WeakSet[Gate]" = weakref.WeakSet()
+_process = os.getpid()  # whose engines they are
 _spread_in = 0  # the process that has its nets
 _ends_before_join_in = 0  # likewise, for the one that a script does not want
 _last: "tuple[int, Callable[[], object]]" = (0, os.getpid)
@@ -303,7 +304,20 @@ def carry_over(engine: "Lifecycle", fork: "Callable[[], object]") -> None:
         _carried_over = None
 
 
+def notice_fork() -> None:
+    """
+    Do what is due after a fork, if Python has not been told of one.
+
+    Source:
+        uWSGI, `--py-call-osafterfork`, which is not the default.
+    """
+    if _process != os.getpid():
+        _after_fork()
+
+
 def _after_fork() -> None:
+    global _process  # noqa: PLW0603  # as above
+    _process = os.getpid()
     if _carried_over is None:
         signals.after_fork()
     for engine in engines():

@@ -427,3 +427,31 @@ def test_alone_is_too_late_once_the_listener_has_been_left_behind() -> None:
         "    tell(raised=type(exc.exceptions[0]).__name__)\n"
     )
     assert told.one("parent", "raised") == "TransitionTimeout"
+
+
+UNTOLD = """
+import ctypes
+from engine_bridge.frameworks.wsgi import EngineMiddleware
+
+def respond(environ, start_response):
+    start_response("200 OK", [])
+    return []
+
+app = EngineMiddleware(respond, engine)
+pid = ctypes.PyDLL(None).fork()
+if not pid:
+    app({}, lambda status, headers: tell(status=status)).close()
+    look()
+    raise SystemExit(0)
+_, status = os.waitpid(pid, 0)
+tell(child=os.waitstatus_to_exitcode(status))
+"""
+
+
+def test_fork_that_python_is_not_told_of() -> None:
+    """A worker that a server has forked behind Python's back, as uWSGI does, starts and stops."""
+    told = Told(UNTOLD)
+    assert [f["ran"] for f in told.facts if f["who"] == "child" and "ran" in f] == LIFE
+    assert {"who": "child", "status": "200 OK"} in told.facts
+    assert [f["pid"] for f in told.facts if "pid" in f] == [True]
+    assert {"who": "parent", "child": 0} in told.facts
