@@ -50,9 +50,35 @@ def detect(stack: Stack) -> Host | None:
 
 def when_ready(server: "Any") -> None:
     """Tell the engines of a preloaded application that this is the main process."""
+    _halt_once(server)
     for engine in _engines():
         engine.host = ServerHost("gunicorn", Roll, "main")
         engine.publish("main_start")
+
+
+def _halt_once(server: "Any") -> None:
+    """
+    Have the main process stop in good order though more than one worker fails to boot.
+
+    The first ends it; the next one it would meet amid its own end, which that cuts short: the exit
+    status would be 1, the PID file and other workers would stay.
+    """
+    from gunicorn.errors import HaltServer
+
+    stop, reap_workers = server.stop, server.reap_workers
+
+    def reap_whatever_they_say() -> None:
+        while True:
+            try:
+                return reap_workers()  # type: ignore[no-any-return]  # it returns nothing
+            except HaltServer:
+                pass  # that worker is reaped: go on with the others
+
+    def stop_with_all_of_them(graceful: bool = True) -> None:
+        server.reap_workers = reap_whatever_they_say
+        stop(graceful)
+
+    server.stop = stop_with_all_of_them
 
 
 def pre_fork(server: "Any", worker: "Any") -> None:

@@ -208,9 +208,9 @@ def test_worker_told_to_go_stops_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("preload", [[], ["--preload"]], ids=["plain", "preload"])
 def test_failing_start_ends_gunicorn(preload: list[str], tmp_path: Path) -> None:
-    """With the config module a start that fails ends gunicorn, and the output tells why."""
+    """With the config module starts that fail at once end gunicorn; the output tells why."""
     command = [str(word).replace("{port}", str(free_port())) for word in GUNICORN]
-    command += ["-w", "1", *preload, *CONFIG, WSGI]  # it stumbles over a second one that fails
+    command += ["-w", "4", *preload, *CONFIG, WSGI]
     env = {"APP_FAILS_UNTIL": "never"}
     with start_process(command, cwd=tmp_path, env=env) as process:
         assert process.wait_exit() == 3
