@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # two pips must not write into one .venv
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench coverage dev clean
+.PHONY: help demo test contract lint docs bench coverage dev clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1 - /p' Makefile | sort
@@ -23,12 +23,20 @@ demo: .venv/.stamp-demo  ## serve examples/starlette on uvicorn until Ctrl-C (PO
 test: .venv/.stamp-test  ## run the tests (JOBS=4, ARGS="-k name")
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
+contract: .venv/.stamp-test  ## run every server through everything, and write docs/servers/contract.md (JOBS=4)
+	rm -rf build/contract
+	ENGINE_BRIDGE_CONTRACT=build/contract $(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests/servers/test_contract.py $(ARGS)
+	PYTHONPATH=tests $(BIN)/python -m servers.contract.page build/contract
+
 lint: .venv/.stamp-lint  ## check format, style, types, layers and spelling
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+
+docs: .venv/.stamp-docs  ## build the documentation in build/docs
+	$(BIN)/sphinx-build -n -W --keep-going -q docs build/docs
 
 bench: .venv/.stamp-bench  ## measure, side by side with CherryPy and MagicBus
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -48,6 +56,7 @@ clean:  ## remove .venv and all that the tools left
 .venv/.stamp-demo: PACKAGES = -e '.[uvicorn]' websockets
 .venv/.stamp-test: PACKAGES = -e . --group tests
 .venv/.stamp-lint: PACKAGES = -e . --group tests --group typing --group lint  # mypy reads what the tests import
+.venv/.stamp-docs: PACKAGES = -e . --group docs
 .venv/.stamp-bench: PACKAGES = -e . --group bench
 .venv/.stamp-dev: PACKAGES = -e . --group dev
 

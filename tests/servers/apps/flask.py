@@ -7,7 +7,7 @@ from functools import partial
 
 from flask import Flask, Response, current_app, stream_with_context
 from journal import record
-from servers.apps.lifecycle import PAUSE, RELEASE, instrument, note_released
+from servers.apps.lifecycle import PAUSE, RELEASE, hold, instrument
 
 from engine_bridge import engine
 from engine_bridge.frameworks.flask import EngineBridge, current_engine
@@ -45,10 +45,7 @@ def restart() -> str:
 @app.get("/held")
 def held() -> bytes:
     """Answer when the test allows it."""
-    record("held")
-    while not RELEASE.exists():
-        time.sleep(PAUSE)
-    return note_released()
+    return hold()
 
 
 @app.get("/events")

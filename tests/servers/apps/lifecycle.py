@@ -69,6 +69,14 @@ def wait_if_asked_to() -> None:
         time.sleep(PAUSE)
 
 
+def hold() -> bytes:
+    """Hold a request until the test releases it; return the answer."""
+    record("held")
+    while not RELEASE.exists():
+        time.sleep(PAUSE)
+    return note_released()
+
+
 def note_released() -> bytes:
     """Answer a held request."""
     record("released")

@@ -1,10 +1,9 @@
 """A WSGI application under test, wrapped in the engine's middleware."""
 
 import os
-import time
 
 from journal import record
-from servers.apps.lifecycle import PAUSE, RELEASE, instrument, note_released
+from servers.apps.lifecycle import hold, instrument
 
 from engine_bridge import engine
 from engine_bridge.frameworks.wsgi import EngineMiddleware
@@ -21,10 +20,7 @@ def respond(environ: "WSGIEnvironment", start_response: "StartResponse") -> "Ite
     """Answer, each path in its way."""
     match environ["PATH_INFO"]:
         case "/held":
-            record("held")
-            while not RELEASE.exists():
-                time.sleep(PAUSE)
-            body = note_released()
+            body = hold()
         case "/exit":
             engine.exit()
             body = b"exited\n"
