@@ -30,7 +30,7 @@ MINUS = "\N{MINUS SIGN}"
 def main(folder: Path) -> None:
     """Write both files."""
     facts = collect(folder)
-    record.write(record.RECORD, facts)
+    record.write(record.RECORD, facts, deep=4)
     record.PAGE.write_text("\n".join(page(facts["cells"], facts["versions"])) + "\n")
     print(f"{sum(map(len, facts['cells']['ours'].values()))} cells in {record.PAGE}")
 
@@ -40,7 +40,9 @@ def collect(folder: Path) -> dict[str, Any]:
     cells: dict[str, dict[str, dict[str, Cell]]] = {"ours": {}, "alone": {}}
     for path in sorted(folder.glob("*/*/*.json")):
         who, mode, event = path.parts[-3:]
-        cells[who].setdefault(mode, {})[event.removesuffix(".json")] = json.loads(path.read_text())
+        cell = json.loads(path.read_text())
+        assert not cell.pop("wrong"), path
+        cells[who].setdefault(mode, {})[event.removesuffix(".json")] = cell
     wanted = {
         (mode.id, event)
         for mode in MODES

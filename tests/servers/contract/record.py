@@ -37,10 +37,20 @@ def folder() -> Path | None:
     return Path(path) if path else None
 
 
-def write(path: Path, facts: dict[str, Any]) -> None:
-    """Write *facts*, for people and for `git diff`."""
+def write(path: Path, facts: dict[str, Any], deep: int = 0) -> None:
+    """Write *facts*, with a line for each that lies at most *deep*: for people and `git diff`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+    path.write_text(_text(facts, deep, "\n") + "\n")
+
+
+def _text(facts: Any, deep: int, line: str) -> str:
+    if deep == 0 or not isinstance(facts, dict):
+        return json.dumps(facts, sort_keys=True)
+    inner = [
+        f"{line} {json.dumps(key)}: {_text(facts[key], deep - 1, line + ' ')}"
+        for key in sorted(facts)
+    ]
+    return "{" + ",".join(inner) + line + "}"
 
 
 def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
