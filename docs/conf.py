@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from sphinx.application import Sphinx
-from sphinx.errors import ExtensionError
+from sphinx.config import Config
+from sphinx.errors import ConfigError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
@@ -28,11 +29,11 @@ html_title = project
 html_copy_source = False
 
 
-def check_contract(app: Sphinx) -> None:
+def check_contract(app: Sphinx, config: Config) -> None:
     """Fail when the table of the contract is older than the adapters."""
     taken_with = json.loads(record.RECORD.read_text())["adapters"]
     if taken_with != record.fingerprint():
-        raise ExtensionError(
+        raise ConfigError(
             "docs/servers/contract.md is older than the adapters that it tells of: "
             "`make contract` takes it anew, and both of its files belong to the commit"
         )
@@ -40,4 +41,4 @@ def check_contract(app: Sphinx) -> None:
 
 def setup(app: Sphinx) -> None:
     """Check before anything is built."""
-    app.connect("builder-inited", check_contract)
+    app.connect("config-inited", check_contract)

@@ -10,7 +10,7 @@ from servers.contract.events import EXITS, HANGS, IGNORED
 from servers.contract.modes import Mode
 
 LIFE = " ".join(CHANNELS)
-# `failed` is not there where another worker's failure ends the server meanwhile, and `exit` only where
+# `failed` is not there where another worker's failure ends the server meanwhile, `exit` only where
 # the process leaves by itself.
 ROLLED_BACK = re.compile("((failed )?stop ?)+(exit)?")
 UNAVAILABLE = "503"
