@@ -293,7 +293,7 @@ def _served_unstarted(server: Server) -> list[str]:
     return [
         f"process {pid} worked on a request before its start"
         for pid, published in server.published().items()
-        if {"request", "held"} & set(published[: _index(published, "started")])
+        if {"request", "held"} & set(published[: _index(published, "start")])
     ]
 
 
