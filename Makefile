@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # two pips must not write into one .venv
 .DELETE_ON_ERROR:
-.PHONY: help demo test contract lint docs bench coverage dev clean
+.PHONY: help demo test contract handover lint docs bench coverage dev clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1 - /p' Makefile | sort
@@ -46,6 +46,9 @@ coverage: .venv/.stamp-test  ## run the tests and report which branches they mis
 	$(BIN)/coverage run -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+handover: .venv/.stamp-test  ## hand a socket over 12 times under load, with each server
+	HAND_OVERS=12 REQUESTS=12000 $(BIN)/python -m pytest -rP tests/servers/test_serve.py -k gives_way $(ARGS)
 
 dev: .venv/.stamp-dev  ## make .venv with everything a developer needs
 

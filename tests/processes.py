@@ -382,6 +382,7 @@ class Process:
         env: Mapping[str, str] | None,
         folder: Path,
         apart: bool = False,
+        pass_fds: Collection[int] = (),
     ) -> None:
         adopt_orphans()
         self.argv = [str(word) for word in argv]
@@ -409,6 +410,7 @@ class Process:
                 stdout=output,
                 stderr=errors,
                 start_new_session=True,
+                pass_fds=pass_fds,
             )
         self.pid = self.process.pid
         _leaders.add(self.pid)
@@ -707,6 +709,7 @@ def run_server(
     port: int | None = None,
     ready: Ready = accepts,
     limit: float = 15.0,
+    pass_fds: Collection[int] = (),
 ) -> Iterator[Server]:
     """
     Run a server.
@@ -719,6 +722,7 @@ def run_server(
         ready: What to wait for: `accepts`, `answers(…)`, `prints(…)`, `publishes(…)` or any
             function of the server.
         limit: Seconds to wait for that.
+        pass_fds: Descriptors that it inherits, under the same numbers.
 
     Raises:
         AssertionError: It did not become ready; the message holds its whole output.
@@ -727,7 +731,7 @@ def run_server(
     words = [str(word).replace("{port}", str(port)) for word in argv]
     with (
         tempfile.TemporaryDirectory(prefix="engine-bridge-") as folder,
-        Server(words, cwd=cwd, env=env, folder=Path(folder)) as server,
+        Server(words, cwd=cwd, env=env, folder=Path(folder), pass_fds=pass_fds) as server,
     ):
         server.port = port
         server.wait(lambda: ready(server), limit, f"ready on port {port}")

@@ -14,13 +14,14 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol, Self
 
 from engine_bridge.core import nets
 from engine_bridge.core.errors import RestartRefused
 from engine_bridge.core.host import Host, prepare_exec
 
-from . import rolls
+from . import ServerNotAvailable, rolls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,8 +39,10 @@ class Serving(Protocol):
     """
     One worker of a server, on sockets that were handed in; they stay open, and the caller's.
 
-    An adapter that can offers it as `serving(app, sockets, options)`, where *options* are the
-    server's own, by its own names.
+    An adapter that can offers it as `serving(app, sockets, options, drain_timeout)`. The sockets
+    listen and do not block; *options* are the server's own, by its own names; *drain_timeout* is
+    how many seconds it takes at most to leave. It neither handles signals nor needs the main
+    thread.
     """
 
     def run(self) -> None:
@@ -157,6 +160,24 @@ class ServerHost(Host):
             RestartRefused: It cannot; nothing has been stopped.
         """
         return self._restart().prepare(self)
+
+
+@contextmanager
+def installed(server: str) -> "Iterator[None]":
+    """
+    Import the package of *server* inside.
+
+    Raises:
+        ServerNotAvailable: It is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        if exc.name != server:
+            raise  # its own imports are at fault
+        raise ServerNotAvailable(
+            f"{server} is not installed: pip install 'engine-bridge[{server}]'"
+        ) from exc
 
 
 def version(package: str) -> str:

@@ -6,10 +6,17 @@ Source:
     workers are replaced one by one. `supervisors/basereload.py`: SIGHUP kills that parent.
 """
 
+import socket
+from collections.abc import Mapping, Sequence
+
 from engine_bridge.core import signals
 from engine_bridge.core.host import Host, worker_of
 
-from .base import Refused, Restart, Roll, ServerHost, Stack, single
+from .base import Refused, Restart, Roll, ServerHost, Serving, Stack, installed, single
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 EARLY = "early"  # its shutdown is wrapped where no handler of ours could be set, see core/nets.py
 BY_FILE = Refused(
@@ -35,8 +42,23 @@ def _restart_of_worker() -> Restart:
     return Roll()
 
 
+def serving(
+    app: "Any",
+    sockets: Sequence[socket.socket],
+    options: "Mapping[str, Any]",
+    drain_timeout: float,
+) -> Serving:
+    """Return one worker; *options* are those of `uvicorn.Config`."""
+    with installed("uvicorn"):
+        from ._uvicorn import UvicornServing
+
+    return UvicornServing(app, sockets, options, drain_timeout)
+
+
 def _leave() -> None:
     """Have the server go; a signal it would send again to itself when it has."""
     server = signals.uvicorn_server()
-    if server is not None:
+    if server is None:  # `serve` decides on signals
+        by_sigterm()
+    else:
         server.should_exit = True

@@ -40,6 +40,8 @@ async def answer(path: str) -> bytes:
         case "/restart":
             engine.restart()
             return b"restarting\n"
+        case "/pid":  # many of these would make a long journal
+            return f"{os.getpid()}\n".encode()
         case _:
             record("request")
             return f"{os.getpid()}\n".encode()

@@ -1,63 +1,41 @@
 """
-Serve an application with a server that is made for scripts.
+A worker under test, on an inherited socket: `python -m servers.apps.serve SERVER APP FD OPTIONS`.
 
-    python -m servers.apps.serve waitress servers.apps.wsgi:app 8000
+OPTIONS are JSON: those of the server, and `drain_timeout` and `in_thread` of ours.
 """
 
+import json
+import signal
+import socket
 import sys
+import threading
+from typing import Any
 
+from journal import record
 from werkzeug.utils import import_string
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from wsgiref.types import WSGIApplication
-
-HOST = "127.0.0.1"
+from engine_bridge.servers.serving import make_serving, serve
 
 
-def cheroot(app: "WSGIApplication", port: int) -> None:
-    """Serve with cheroot, CherryPy's server."""
-    from cheroot.wsgi import Server
-
-    server = Server((HOST, port), app)
-    try:
-        server.start()
-    finally:
-        server.stop()
-
-
-def waitress(app: "WSGIApplication", port: int) -> None:
-    """Serve with waitress."""
-    from waitress import serve
-
-    serve(app, host=HOST, port=port)
+def main(server: str, app: str, descriptor: str, settings: str) -> None:
+    """Serve until told to go."""
+    options = json.loads(settings)
+    in_thread = options.pop("in_thread", False)
+    drain_timeout = options.pop("drain_timeout", 30.0)
+    sockets = [socket.socket(fileno=int(descriptor))]
+    run = run_in_thread if in_thread else serve
+    run(import_string(app), sockets, options, server=server, drain_timeout=drain_timeout)
+    record("returned")
 
 
-def werkzeug(app: "WSGIApplication", port: int) -> None:
-    """Serve with werkzeug's development server."""
-    from werkzeug.serving import run_simple
-
-    run_simple(HOST, port, app, threaded=True)
-
-
-def werkzeug_reloader(app: "WSGIApplication", port: int) -> None:
-    """Serve with the same, which restarts when a file has changed."""
-    from werkzeug.serving import run_simple
-
-    run_simple(HOST, port, app, threaded=True, use_reloader=True, reloader_type="stat")
-
-
-def wsgiref(app: "WSGIApplication", port: int) -> None:
-    """Serve with the server of the standard library, one request at a time."""
-    from wsgiref.simple_server import make_server
-
-    with make_server(HOST, port, app) as server:
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            pass
+def run_in_thread(*args: Any, **kwargs: Any) -> None:
+    """Do what `serve` does, in a thread."""
+    serving = make_serving(*args, **kwargs)
+    signal.signal(signal.SIGTERM, lambda *_: serving.stop())
+    thread = threading.Thread(target=serving.run, name="server")
+    thread.start()
+    thread.join()
 
 
 if __name__ == "__main__":
-    _, server, name, port = sys.argv
-    globals()[server](import_string(name), int(port))
+    main(*sys.argv[1:])

@@ -27,6 +27,8 @@ def respond(environ: "WSGIEnvironment", start_response: "StartResponse") -> "Ite
         case "/restart":
             engine.restart()
             body = b"restarting\n"
+        case "/pid":  # many of these would make a long journal
+            body = f"{os.getpid()}\n".encode()
         case _:
             record("request")
             body = f"{os.getpid()}\n".encode()

@@ -325,7 +325,7 @@ GRANIANS = [
 # -- servers for scripts, and daphne -------------------------------------------------------------
 
 VERSION = (sys.executable, "-c", "import platform; print(platform.python_version())")
-SERVE = [sys.executable, "-m", "servers.apps.serve"]
+SERVE = [sys.executable, "-m", "servers.apps.scripted"]
 
 
 def script(family: str, name: str = "", **facts: object) -> Mode:
