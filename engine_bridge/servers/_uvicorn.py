@@ -2,12 +2,13 @@
 
 import asyncio
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import uvicorn
 
+from .base import nothing
 from .listener import Listener, all_closed
 
 CLOSE = (b"connection", b"close")
@@ -37,6 +38,8 @@ class UvicornServing(uvicorn.Server):
         self._drain_timeout = drain_timeout
         self._listeners: list[Listener] = []
         self._cut_off = False
+        self.when_ready: Callable[[], object] = nothing
+        self.when_closed: Callable[[], object] = nothing
 
     def stop(self) -> None:
         """Have it leave; the second time, at once."""
@@ -53,6 +56,7 @@ class UvicornServing(uvicorn.Server):
         self._listeners = [
             Listener(sock, self._make_protocol, ssl=self.config.ssl) for sock in self._sockets
         ]
+        self.when_ready()
 
     def _make_protocol(self) -> Any:
         return self.config.http_protocol_class(  # type: ignore[call-arg]  # as in their `startup`
@@ -63,6 +67,7 @@ class UvicornServing(uvicorn.Server):
         """Answer what was accepted, then run the lifespan's shutdown."""
         for listener in self._listeners:
             listener.close()
+        self.when_closed()
         self._ask_to_close()
         state = self.server_state
         if not await all_closed(

@@ -25,6 +25,7 @@ from . import ServerNotAvailable, rolls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from socket import socket
     from types import FrameType
 
 
@@ -43,7 +44,15 @@ class Serving(Protocol):
     listen and do not block; *options* are the server's own, by its own names; *drain_timeout* is
     how many seconds it takes at most to leave. It neither handles signals nor needs the main
     thread.
+
+    Attributes:
+        when_ready: What to call, in whatever thread or process of the server, once it can answer.
+        when_closed: What to call, likewise, once it accepts no more; what had been waiting until
+            then it has accepted.
     """
+
+    when_ready: Callable[[], object]
+    when_closed: Callable[[], object]
 
     def run(self) -> None:
         """
@@ -178,6 +187,23 @@ def installed(server: str) -> "Iterator[None]":
         raise ServerNotAvailable(
             f"{server} is not installed: pip install 'engine-bridge[{server}]'"
         ) from exc
+
+
+def nothing() -> None:
+    """Do nothing: what a `Serving` calls unless somebody wants to hear of it."""
+
+
+def waiting(listener: "socket") -> "Iterator[None]":
+    """Go on while a connection waits to be accepted, for as many as may wait at one time."""
+    import select
+    from socket import SOMAXCONN
+
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    for _ in range(SOMAXCONN):
+        if not poll.poll(0):
+            return
+        yield
 
 
 def version(package: str) -> str:

@@ -16,6 +16,8 @@ Source:
 
 import os
 import signal
+from collections.abc import Mapping, Sequence
+from socket import socket
 
 from engine_bridge.core import nets, signals
 from engine_bridge.core.door import Door
@@ -23,7 +25,7 @@ from engine_bridge.core.engine import Engine
 from engine_bridge.core.errors import ChannelFailures, StartAborted, plain_text
 from engine_bridge.core.host import Host
 
-from .base import Roll, ServerHost, Stack
+from .base import Roll, ServerHost, Serving, Stack, installed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,6 +48,15 @@ def detect(stack: Stack) -> Host | None:
     if stack.find("gunicorn.workers.") is not None:  # a thread or greenlet has a stack of its own
         return ServerHost("gunicorn", Roll, main_pid=os.getppid())
     return None if stack.find("gunicorn.") is None else ServerHost("gunicorn", Roll, "main")
+
+
+def serving(
+    app: "Any", sockets: Sequence[socket], options: "Mapping[str, Any]", drain_timeout: float
+) -> Serving:
+    """Return gunicorn's main process with one worker; *app* may also be `module:attribute`."""
+    with installed("gunicorn"):
+        from .arbiter import Gunicorn
+    return Gunicorn(app, sockets, options, drain_timeout)
 
 
 def when_ready(server: "Any") -> None:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from weakref import WeakSet
 
+from .base import waiting
+
 AT_A_TIME = 16  # connections, before other work of the loop gets its turn
 PAUSE_AFTER_ERROR = 1.0  # seconds: no descriptors are left, or no memory; as asyncio does it
 PAUSE = 0.02  # seconds between two looks at what is still open: a socket's end is no event
@@ -45,10 +47,12 @@ class Listener:
         return sum(connection.fileno() != -1 for connection in self._accepted)
 
     def close(self) -> None:
-        """Accept no more. What waits in the socket's queue is for whoever shares it."""
+        """Accept what waits, and no more: the socket may be nobody else's."""
         if not self._closed:
             self._closed = True
             self._loop.remove_reader(self._socket)
+            for _ in waiting(self._socket):
+                self._accept()
 
     async def wait_closed(self) -> None:
         """Return: `close` leaves nothing to wait for."""
