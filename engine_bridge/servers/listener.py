@@ -3,7 +3,7 @@ Accept on a socket that other processes share, for servers that run on asyncio.
 
 asyncio's own server would close the socket and set its backlog anew. Nor does it tell which of the
 connections that it has accepted are still open: one may be at its TLS handshake, one not yet known
-to the server's protocol. This one knows each from `accept` until its socket is closed.
+to the server's protocol. This one knows each from `accept` until one side closes it.
 """
 
 import asyncio
@@ -43,8 +43,8 @@ class Listener:
 
     @property
     def open(self) -> int:
-        """How many connections were accepted and have not ended."""
-        return sum(connection.fileno() != -1 for connection in self._accepted)
+        """How many connections were accepted, and closed by neither side since."""
+        return sum(map(_is_open, self._accepted))
 
     def close(self) -> None:
         """Accept what waits, and no more: the socket may be nobody else's."""
@@ -82,6 +82,15 @@ class Listener:
             await self._loop.connect_accepted_socket(self._make_protocol, connection, **self._tls)
         except OSError:
             connection.close()  # there was no handshake
+
+
+def _is_open(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
 
 
 async def all_closed(

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from engine_bridge.core import signals
 from engine_bridge.core.host import Host, worker_of
 
-from .base import Refused, Restart, Roll, ServerHost, Serving, Stack, installed, single
+from .base import Refused, Restart, Roll, ServerHost, Serving, Stack, by_sigterm, installed, single
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
