@@ -3,7 +3,6 @@
 import asyncio
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from importlib import import_module
 from typing import Any, cast
 
@@ -13,9 +12,10 @@ from hypercorn.typing import AppWrapper
 from hypercorn.utils import wrap_app
 
 from . import ServerNotAvailable
+from .base import nothing
+from .closing import asking_to_close
 from .listener import Listener, all_closed
-
-CLOSE = (b"connection", b"close")
+from .worker import load
 
 
 class HypercornServing:
@@ -39,13 +39,16 @@ class HypercornServing:
         drain_timeout: float,
     ) -> None:
         self._config = Config.from_mapping(options)
-        self._app = wrap_app(app, self._config.wsgi_max_body_size, None)
+        wrapped = wrap_app(load(app), self._config.wsgi_max_body_size, None)
+        self._app = cast(AppWrapper, asking_to_close(wrapped, lambda: self._stops))
         self._sockets = list(sockets)
         self._drain_timeout = drain_timeout
         self._listeners: list[Listener] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._told = asyncio.Event()
         self._stops = 0
+        self.when_ready: Callable[[], object] = nothing
+        self.when_closed: Callable[[], object] = nothing
 
     def run(self) -> None:
         """Serve until `stop`."""
@@ -69,7 +72,7 @@ class HypercornServing:
         secure = self._sockets if self._config.ssl_enabled else []
         insecure = [] if self._config.ssl_enabled else self._sockets
         await worker_serve(
-            cast(AppWrapper, self._answer),
+            self._app,
             self._config,
             sockets=Sockets(secure, insecure, []),
             shutdown_trigger=self._drain,
@@ -84,6 +87,8 @@ class HypercornServing:
         **tls: Any,
     ) -> Listener:
         self._listeners.append(Listener(sock, make_protocol, **tls))
+        if len(self._listeners) == len(self._sockets):
+            self.when_ready()
         return self._listeners[-1]
 
     async def _drain(self) -> None:
@@ -94,19 +99,9 @@ class HypercornServing:
             self._stops = self._stops or 1
             for listener in self._listeners:
                 listener.close()
+            self.when_closed()
             if not await all_closed(self._listeners, self._drain_timeout, lambda: self._stops > 1):
                 self._config.graceful_timeout = 0
-
-    async def _answer(self, scope: Any, receive: Any, send: Any, *helpers: Any) -> None:
-        """Call the application, in HTTP/1 with answers that ask to close once it is time."""
-        if scope["type"] == "http" and scope["http_version"].startswith("1"):
-            send = partial(self._send, send)
-        await self._app(scope, receive, send, *helpers)
-
-    async def _send(self, send: Any, message: Any) -> None:
-        if self._stops and message["type"] == "http.response.start":
-            message = {**message, "headers": [*message.get("headers", ()), CLOSE]}
-        await send(message)
 
 
 def _loop_factory(config: Config) -> Callable[[], asyncio.AbstractEventLoop]:

@@ -111,10 +111,14 @@ class Stack:
                 return frame
         return None
 
-    def main_is_in(self, package: str) -> bool:
-        """Whether the main thread is in *package*, so that the process is that server's."""
+    def main_is_in(self, package: str, function: str = "") -> bool:
+        """Whether the main thread is in *package*, or in *function* of that very module."""
         return any(
-            frame.f_globals.get("__name__", "").partition(".")[0] == package for frame in self._main
+            name == package and frame.f_code.co_name == function
+            if function
+            else name.partition(".")[0] == package
+            for frame in self._main
+            for name in [frame.f_globals.get("__name__", "")]
         )
 
 
@@ -333,11 +337,13 @@ def single(server: str, leave: Callable[[], object], drain: str = "") -> ServerH
 
     def restart() -> Restart:
         with Stack(with_main=True) as stack:
-            return Anew(leave) if stack.main_is_in(server) else IN_A_THREAD
+            in_main = stack.main_is_in(server) or stack.main_is_in(*SERVE)
+            return Anew(leave) if in_main else IN_A_THREAD
 
     return ServerHost(server, restart, drain=drain)
 
 
+SERVE = ("engine_bridge.servers.serving", "serve")
 IN_A_THREAD = Refused(
     "the server runs in a thread of a script, which alone can start it again; "
     "have the script start the engine, then it is the script that restarts"

@@ -44,7 +44,7 @@ class Listener:
     @property
     def open(self) -> int:
         """How many connections were accepted, and closed by neither side since."""
-        return sum(map(_is_open, self._accepted))
+        return sum(map(is_open, self._accepted))
 
     def close(self) -> None:
         """Accept what waits, and no more: the socket may be nobody else's."""
@@ -84,7 +84,8 @@ class Listener:
             connection.close()  # there was no handshake
 
 
-def _is_open(connection: socket.socket) -> bool:
+def is_open(connection: socket.socket) -> bool:
+    """Whether neither side has closed *connection*, as far as it has been read."""
     try:
         return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
     except BlockingIOError:
