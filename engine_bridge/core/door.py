@@ -2,6 +2,7 @@
 
 import threading
 import weakref
+from contextvars import ContextVar
 from time import monotonic
 
 from . import nets, signals
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 FIRST_DELAY, LONGEST_DELAY = 1.0, 60.0  # seconds between two tries of a failed lazy start
 CLOSED_RETRY_AFTER = 5.0  # seconds; a stopped engine says nothing of when it may start again
+
+# The engine whose start, or a listener of it, has begun the server that runs the present code.
+served_by: "ContextVar[Engine | None]" = ContextVar("served_by", default=None)
 
 # By application, the engine that its latest lifespan has opened.
 _engines_of: "weakref.WeakKeyDictionary[object, weakref.ref[Engine]]" = weakref.WeakKeyDictionary()
@@ -59,6 +63,14 @@ class Door:
         """Whether it is this door's to end the engine."""
         return self._started_it and self._pid == self.engine.pid  # not in a fork
 
+    @property
+    def is_open(self) -> bool:
+        """Whether who comes by it may begin: STARTED, or in a start that waits for them."""
+        state = self.engine.state
+        return state is State.STARTED or (
+            self.kind == "lifespan" and state is State.STARTING and served_by.get() is self.engine
+        )
+
     def open(self) -> None:
         """Start the engine, unless it is STARTED."""
         self._started_it = self.engine.open_thread_door(self.kind)
@@ -75,6 +87,8 @@ class Door:
         """Start the engine on this loop, unless it is STARTED."""
         if self.kind != "script":
             signals.chain(self.engine)
+        if self.is_open and self.engine.state is State.STARTING:
+            return  # who waits for the server to be ready would wait for us
         try:
             self._started_it = await self._in_task(self.engine.open_task_door(self.kind))
             self._pid = self.engine.pid
@@ -106,7 +120,7 @@ class Door:
             raise EngineError(f"a listener asked to exit with {exc.code!r}") from exc
 
     def _check(self) -> None:
-        if self.engine.state is not State.STARTED:
+        if not self.is_open:
             raise StartAborted
 
     async def __aenter__(self) -> "dict[str, Any] | None":

@@ -604,10 +604,12 @@ class Lifecycle(ObservedBus):
         quiet.tell(life.settled.set)
         since = monotonic()
         await caller.wait(life.settled, self.drain_timeout)
+        if quiet.is_set():
+            return
         left = self.requests.waited_for()
-        if left and not quiet.is_set():
+        if left:
             self.tell(DrainExpired(in_flight=left, seconds=monotonic() - since))
-            self.requests.excuse_all()
+        self.requests.excuse_all()
 
     def _quiet(self) -> Flag:
         """Return a flag that is set as soon as no request is waited for."""

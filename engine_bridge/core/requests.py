@@ -25,6 +25,7 @@ class Requests:
         self.open: dict[int, int | None] = {}  # its single operations are atomic
         self.quiet: Callable[[], object] | None = None  # what to call once nothing is waited for
         self._excused: set[int] = set()
+        self._held: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.open)
@@ -39,6 +40,17 @@ class Requests:
         """Return how many are open and not excused."""
         return sum(1 for token in tuple(self.open) if token not in self._excused)
 
+    def hold(self) -> Callable[[], None]:
+        """Have a drain wait for more than requests; return what ends that."""
+        token = new_token()
+        self._held.add(token)
+
+        def let_go() -> None:
+            self._held.discard(token)
+            self.check()
+
+        return let_go
+
     def excuse_current(self) -> None:
         """Do not wait for the request that asks: it waits for us."""
         thread = threading.get_ident()
@@ -47,8 +59,9 @@ class Requests:
         self.check()
 
     def excuse_all(self) -> None:
-        """Wait for none of those that are open now."""
+        """Wait for none of those that are open now, nor for what holds the drain."""
         self._excused.update(tuple(self.open))
+        self._held.clear()
 
     def tell_when_quiet(self, call: Callable[[], object]) -> None:
         """Have *call* called as soon as there is nothing to wait for."""
@@ -58,6 +71,6 @@ class Requests:
     def check(self) -> None:
         """Tell who waits, if there is nothing to wait for any more."""
         call = self.quiet  # read once: several threads may come here
-        if call is not None and not self.waited_for():
+        if call is not None and not self._held and not self.waited_for():
             self.quiet = None
             call()

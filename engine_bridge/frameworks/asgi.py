@@ -178,7 +178,7 @@ class _Lifespan:
 
     async def _start(self) -> None:
         await self._door.open_async()
-        if not self._engine.serves:
+        if not self._door.is_open:
             return  # the server was told to go meanwhile
         state = self._scope.get("state")
         if state is None:

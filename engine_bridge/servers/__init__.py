@@ -13,8 +13,16 @@ from engine_bridge.core.host import Host, current_host
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .base import Adapter
+    from .plugin import ServerPlugin
 
-__all__ = ["SERVERS", "Host", "ServerNotAvailable", "current_host", "load_server"]
+__all__ = [
+    "SERVERS",
+    "Host",
+    "ServerNotAvailable",
+    "ServerPlugin",
+    "current_host",
+    "load_server",
+]
 
 # In the order in which they are asked: who calls another comes first.
 SERVERS = {
@@ -66,3 +74,12 @@ def find_server() -> Host | None:
     with Stack() as stack:
         hosts = (load_server(name).detect(stack) for name in loaded)
         return next((host for host in hosts if host is not None), None)
+
+
+def __getattr__(name: str) -> object:
+    """Import what not every process needs when it is asked for."""
+    if name == "ServerPlugin":
+        from .plugin import ServerPlugin
+
+        return ServerPlugin
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

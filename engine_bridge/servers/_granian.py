@@ -167,6 +167,14 @@ class GranianServing:
     def _drain(self, descriptor: int, end: Callable[[], object]) -> None:
         """Wait to be told; end when all is answered, or when it is to wait no longer."""
         self._told.get()
+        try:
+            self._accept_no_more(descriptor)
+            self._wait_answered(end)
+        finally:
+            self._signal.set()
+
+    def _accept_no_more(self, descriptor: int) -> None:
+        self._place = _place(self._socket)  # whose owner may close it hereafter
         for _ in waiting(self._socket):
             time.sleep(TAKEN_SOON)
         with socket.socket(socket.AF_UNIX) as nobodys:
@@ -175,13 +183,14 @@ class GranianServing:
             nobodys.setblocking(False)
             os.dup2(nobodys.fileno(), descriptor, inheritable=False)
         self.when_closed()
+
+    def _wait_answered(self, end: Callable[[], object]) -> None:
         deadline = time.monotonic() + self._drain_timeout
-        while any(is_open(connection) for connection in _accepted(self._socket)):
+        while any(is_open(connection) for connection in _accepted(self._place)):
             if self._stops > 1 or time.monotonic() > deadline:
                 end()  # granian itself would wait for ever
                 break
             time.sleep(PAUSE)
-        self._signal.set()
 
 
 def _settings(app: Any, options: Mapping[str, Any]) -> Any:
@@ -204,8 +213,8 @@ def _log_format(settings: Any) -> str | None:
     return settings.log_access_format if settings.log_access else None
 
 
-def _accepted(listener: socket.socket) -> Iterator[socket.socket]:
-    """Yield the connections of this process that came by *listener*: granian tells of none."""
+def _accepted(place: object) -> Iterator[socket.socket]:
+    """Yield the connections of this process that came by the one port: granian tells of none."""
     for name in os.listdir(DESCRIPTORS):
         try:
             duplicate = os.dup(int(name))
@@ -215,7 +224,7 @@ def _accepted(listener: socket.socket) -> Iterator[socket.socket]:
             os.close(duplicate)
             continue
         with socket.socket(fileno=duplicate) as connection:
-            if _place(connection) == _place(listener) and _is_connected(connection):
+            if _place(connection) == place and _is_connected(connection):
                 yield connection
 
 

@@ -24,11 +24,13 @@ from typing import Any
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.sock import create_sockets
+from gunicorn.workers.gthread import ThreadWorker
 
 from engine_bridge.core.errors import EngineError
 
 from . import gunicorn as hooks
-from .worker import Duplicates, Worker, load
+from .base import waiting
+from .worker import Worker, load
 
 LEFT_TO_CALLER = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
 SIGNALS = {*Arbiter.SIGNALS, signal.SIGCHLD} - LEFT_TO_CALLER
@@ -62,8 +64,7 @@ class Gunicorn(Worker):
         is_main = threading.current_thread() is threading.main_thread()
         before = {signum: signal.getsignal(signum) for signum in SIGNALS if is_main}
         try:
-            with Duplicates(self.sockets) as sockets:
-                _OwnArbiter(self, sockets).run()
+            _OwnArbiter(self).run()
         except SystemExit as exc:
             if exc.code:
                 raise EngineError(
@@ -76,7 +77,8 @@ class Gunicorn(Worker):
     def settings(self) -> dict[str, Any]:
         """Return what gunicorn is set to: what suits one worker, our hooks, then the options."""
         return {
-            "threads": 4,  # so that a slow client does not keep all others waiting
+            "worker_class": _Threads,  # so that a slow client does not keep all others waiting
+            "threads": 4,
             "control_socket_disable": True,  # all would share one path
             **{name: getattr(hooks, name) for name in hooks.__all__},
             **self.options,
@@ -87,13 +89,27 @@ class Gunicorn(Worker):
 
     def _ready_hook(self, hook: "Callable[[Any], object] | None") -> "Callable[[Any], None]":
         def run_hooks(worker: Any) -> None:
+            for each in self.sockets:
+                each.close()  # the worker's; it has others, which it closes when it is to go
             (hook or hooks.post_worker_init)(worker)
             self.when_ready()
 
         return run_hooks
 
 
-class _Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
+class _Threads(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
+    """gthread, which closes the listeners when it is to go: they may be nobody else's."""
+
+    def set_accept_enabled(self, enabled: bool) -> None:
+        super().set_accept_enabled(enabled)
+        if not self.alive:
+            for listener in self.sockets:
+                for _ in waiting(listener):
+                    self.accept(listener)
+                listener.close()
+
+
+class _Application(BaseApplication):  # type: ignore[misc]  # likewise
     def __init__(self, serving: Gunicorn) -> None:
         self._serving = serving
         super().__init__()
@@ -107,12 +123,12 @@ class _Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no ty
 
 
 class _OwnArbiter(Arbiter):  # type: ignore[misc]  # likewise
-    def __init__(self, serving: Gunicorn, sockets: Sequence[socket]) -> None:
+    def __init__(self, serving: Gunicorn) -> None:
         super().__init__(_Application(serving))
         self._when_closed = serving.when_closed
         self.systemd = True  # so it leaves a Unix socket where it is
         self.LISTENERS = create_sockets(
-            self.cfg, self.log, [os.dup(each.fileno()) for each in sockets]
+            self.cfg, self.log, [os.dup(each.fileno()) for each in serving.sockets]
         )
         early, serving.told = serving.told, self.SIG_QUEUE
         while not early.empty():

@@ -12,6 +12,8 @@ from contextlib import suppress
 from time import monotonic
 from typing import Self
 
+from engine_bridge.core.bus import is_async
+
 from .base import nothing
 
 TYPE_CHECKING = False
@@ -26,6 +28,29 @@ def load(app: "Any") -> "Any":
     from werkzeug.utils import import_string
 
     return import_string(app)
+
+
+def kind_of(app: "Any") -> str:
+    """Return "asgi" or "wsgi", by what *app* can be called with."""
+    from inspect import signature
+
+    if is_async(app):
+        return "asgi"
+    try:
+        signature(app, follow_wrapped=False).bind("environ", "start_response")
+    except ValueError:
+        return "wsgi"  # made in C: it does not say what it takes
+    except TypeError:
+        return "asgi"  # three arguments, or one
+    return "wsgi"
+
+
+def options_for(server: str, app: "Any") -> dict[str, str]:
+    """Return the options by which *server* is told what kind of application *app* is."""
+    kind = kind_of(app)
+    if server == "granian" or (server, kind) == ("uvicorn", "wsgi"):
+        return {"interface": kind}
+    return {}
 
 
 class Worker:
