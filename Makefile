@@ -48,7 +48,7 @@ coverage: .venv/.stamp-test  ## run the tests and report which branches they mis
 	$(BIN)/coverage report
 
 handover: .venv/.stamp-test  ## hand a socket over 12 times under load, with each server
-	HAND_OVERS=12 REQUESTS=12000 $(BIN)/python -m pytest -rP tests/servers/test_serve.py -k gives_way $(ARGS)
+	HAND_OVERS=12 REQUESTS=20000 $(BIN)/python -m pytest -rP tests/servers/test_serve.py -k gives_way $(ARGS)
 
 dev: .venv/.stamp-dev  ## make .venv with everything a developer needs
 

@@ -25,7 +25,7 @@ from engine_bridge.core.engine import Engine
 from engine_bridge.core.errors import ChannelFailures, StartAborted, plain_text
 from engine_bridge.core.host import Host
 
-from .base import Roll, ServerHost, Serving, Stack, installed
+from .base import IN_A_THREAD, Restart, Roll, ServerHost, Serving, Stack, installed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,10 +44,18 @@ def detect(stack: Stack) -> Host | None:
     """Return the host of this process, if gunicorn runs in it."""
     call = stack.find("gunicorn.arbiter", "spawn_worker")
     if call is not None:
-        return ServerHost("gunicorn", Roll, main_pid=call.f_locals["worker"].ppid)
+        return ServerHost("gunicorn", _restart, main_pid=call.f_locals["worker"].ppid)
     if stack.find("gunicorn.workers.") is not None:  # a thread or greenlet has a stack of its own
-        return ServerHost("gunicorn", Roll, main_pid=os.getppid())
+        return ServerHost("gunicorn", _restart, main_pid=os.getppid())
     return None if stack.find("gunicorn.") is None else ServerHost("gunicorn", Roll, "main")
+
+
+def _restart() -> Restart:
+    with Stack(with_main=True) as stack:
+        served = stack.find("engine_bridge.servers.arbiter", "run")
+        if served is not None and not served.f_locals["is_main"]:
+            return IN_A_THREAD  # where gunicorn hears no signal
+    return Roll()
 
 
 def serving(
@@ -121,7 +129,7 @@ def _after_fork_in_main() -> None:
 def post_worker_init(worker: "Any") -> None:
     """Start the engines of WSGI applications; those of ASGI applications have a lifespan."""
     for engine in nets.engines():
-        engine.host = ServerHost("gunicorn", Roll, main_pid=worker.ppid)
+        engine.host = ServerHost("gunicorn", _restart, main_pid=worker.ppid)
     for gate in nets.gates("wsgi"):
         signals.chain(gate.engine)
         try:

@@ -25,6 +25,7 @@ from processes import (
     assert_once,
     attempt,
     background_load,
+    get,
     run_server,
     wait_until,
 )
@@ -204,6 +205,21 @@ def test_drain_timeout_bounds_the_wait(
         assert not held.result().ok
 
 
+def test_restart_gives_a_new_worker(case: Case, listening: socket.socket, tmp_path: Path) -> None:
+    """The script runs its command line again, on the same socket; gunicorn replaces its worker."""
+    with run_worker(case, listening, tmp_path) as worker:
+        assert get(worker.port, "/restart").ok
+        worker.wait_published("exit")
+        worker.wait(lambda: attempt(worker.port).ok, 10, "it serves again")
+        worker.wait_published("started", 2)
+        worker.signal(signal.SIGTERM)
+        assert worker.wait_exit() == 0
+    pids = [entry.pid for entry in worker.journal() if entry.channel == "start"]
+    assert (pids[0] == pids[1]) == (case.server != "gunicorn")
+    lives = [e.channel for pid in dict.fromkeys(pids) for e in worker.journal() if e.pid == pid]
+    assert [channel for channel in lives if channel in LIFE] == [*LIFE, *LIFE]
+
+
 # What was accepted is answered
 
 
@@ -267,6 +283,20 @@ def test_runs_in_a_thread(case: Case, listening: socket.socket, tmp_path: Path) 
         assert held.result().ok
         assert worker.wait_exit() == 0
     assert "returned" in worker.published()[worker.pid]
+
+
+def test_restart_is_refused_in_a_thread(
+    case: Case, listening: socket.socket, tmp_path: Path
+) -> None:
+    """Only the script knows how to begin again; the sentence says so, and nothing was stopped."""
+    with run_worker(case, listening, tmp_path, in_thread=True) as worker:
+        assert get(worker.port, "/restart").status == 500
+        worker.wait_line("RestartRefused: the server runs in a thread of a script")
+        assert get(worker.port).ok
+        worker.signal(signal.SIGTERM)
+        assert worker.wait_exit() == 0
+    (serving,) = (e.pid for e in worker.journal() if e.channel == "start")
+    assert_once(worker, *LIFE, pids=[serving])
 
 
 @pytest.mark.parametrize("family", ["ipv6", "unix"])

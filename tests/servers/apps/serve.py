@@ -16,15 +16,17 @@ from werkzeug.utils import import_string
 
 from engine_bridge.servers.serving import make_serving, serve
 
+SOCKETS: list[socket.socket] = []  # open to the end: what restarts the process inherits them again
+
 
 def main(server: str, app: str, descriptor: str, settings: str) -> None:
     """Serve until told to go."""
     options = json.loads(settings)
     in_thread = options.pop("in_thread", False)
     drain_timeout = options.pop("drain_timeout", 30.0)
-    sockets = [socket.socket(fileno=int(descriptor))]
+    SOCKETS.append(socket.socket(fileno=int(descriptor)))
     run = run_in_thread if in_thread else serve
-    run(import_string(app), sockets, options, server=server, drain_timeout=drain_timeout)
+    run(import_string(app), SOCKETS, options, server=server, drain_timeout=drain_timeout)
     record("returned")
 
 
