@@ -2,7 +2,7 @@
 Servers: which one runs here, in which role, and how to serve with each.
 
 `current_host()` is the answer for the process that calls it; `python -m engine_bridge host` prints
-it from inside any server.
+it from inside any server. `ServerPlugin` serves from a script, and `serve` on sockets handed in.
 """
 
 import sys
@@ -14,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .base import Adapter
     from .plugin import ServerPlugin
+    from .serving import serve
 
 __all__ = [
     "SERVERS",
@@ -22,6 +23,7 @@ __all__ = [
     "ServerPlugin",
     "current_host",
     "load_server",
+    "serve",
 ]
 
 # In the order in which they are asked: who calls another comes first.
@@ -82,4 +84,8 @@ def __getattr__(name: str) -> object:
         from .plugin import ServerPlugin
 
         return ServerPlugin
+    if name == "serve":
+        from .serving import serve
+
+        return serve
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from http.client import HTTPResponse
 from pathlib import Path
@@ -103,19 +103,25 @@ def listening() -> Iterator[socket.socket]:
 
 
 def run_worker(
-    case: Case, sock: socket.socket, folder: Path, app: str = "", **options: object
+    case: Case,
+    sock: socket.socket,
+    folder: Path,
+    app: str = "",
+    others: Sequence[socket.socket] = (),
+    **options: object,
 ) -> AbstractContextManager[Server]:
-    """Run one worker on *sock*; it has answered when this is entered."""
+    """Run one worker on *sock*, and *others*; it has answered when this is entered."""
+    descriptors = [each.fileno() for each in (sock, *others)]
     words = [*(sys.executable, "-m", "servers.apps.serve"), case.server, app or case.app]
     settings = json.dumps({**case.options, **options})
     address = sock.getsockname()
     port = address[1] if isinstance(address, tuple) else 0
     return run_server(
-        [*words, str(sock.fileno()), settings],
+        [*words, ",".join(map(str, descriptors)), settings],
         cwd=folder,
         port=port,
         ready=_answers if sock.family == socket.AF_INET and not options else lambda server: True,
-        pass_fds=[sock.fileno()],
+        pass_fds=descriptors,
     )
 
 
@@ -313,6 +319,20 @@ def test_serves_on_any_socket(case: Case, family: str, tmp_path: Path) -> None:
         assert path.exists() == (family == "unix")
 
 
+def test_serves_on_several_sockets(case: Case, listening: socket.socket, tmp_path: Path) -> None:
+    """Each of them is served, and the worker leaves them all."""
+    if case.server == "granian":
+        pytest.skip("granian serves on one socket")
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,
+        run_worker(case, listening, tmp_path, case.plain, [other]) as worker,
+    ):
+        assert get(listening.getsockname()[1]).ok
+        assert get(other.getsockname()[1]).ok
+        worker.signal(signal.SIGTERM)
+        assert worker.wait_exit() == 0
+
+
 def _bound(family: str, path: Path) -> socket.socket:
     if family == "ipv6":
         return socket.create_server(("::1", 0), family=socket.AF_INET6)
@@ -331,7 +351,7 @@ def test_serves_over_tls(case: Case, listening: socket.socket, tmp_path: Path) -
     options = {name: file.format(**files) for name, file in case.tls.items()}
     context = ssl.create_default_context()
     authority.configure_trust(context)
-    with run_worker(case, listening, tmp_path, case.plain, **options) as worker:
+    with run_worker(case, listening, tmp_path, case.plain, (), **options) as worker:
         with (
             socket.create_connection(("127.0.0.1", worker.port), 10) as plain,
             context.wrap_socket(plain, server_hostname="localhost") as client,

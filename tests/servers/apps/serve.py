@@ -1,7 +1,8 @@
 """
-A worker under test, on an inherited socket: `python -m servers.apps.serve SERVER APP FD OPTIONS`.
+A worker under test, on inherited sockets: `python -m servers.apps.serve SERVER APP FDS OPTIONS`.
 
-OPTIONS are JSON: those of the server, and `drain_timeout` and `in_thread` of ours.
+FDS are numbers with commas. OPTIONS are JSON: those of the server, and `drain_timeout` and
+`in_thread` of ours.
 """
 
 import json
@@ -14,17 +15,18 @@ from typing import Any
 from journal import record
 from werkzeug.utils import import_string
 
-from engine_bridge.servers.serving import make_serving, serve
+from engine_bridge.servers import serve
+from engine_bridge.servers.serving import make_serving
 
 SOCKETS: list[socket.socket] = []  # open to the end: what restarts the process inherits them again
 
 
-def main(server: str, app: str, descriptor: str, settings: str) -> None:
+def main(server: str, app: str, descriptors: str, settings: str) -> None:
     """Serve until told to go."""
     options = json.loads(settings)
     in_thread = options.pop("in_thread", False)
     drain_timeout = options.pop("drain_timeout", 30.0)
-    SOCKETS.append(socket.socket(fileno=int(descriptor)))
+    SOCKETS.extend(socket.socket(fileno=int(each)) for each in descriptors.split(","))
     run = run_in_thread if in_thread else serve
     run(import_string(app), SOCKETS, options, server=server, drain_timeout=drain_timeout)
     record("returned")
