@@ -1,5 +1,7 @@
 """One process lifecycle for every Python web application and every server that runs it."""
 
+import sys
+
 from .core import host
 from .core.engine import Engine
 from .core.errors import (
@@ -33,3 +35,8 @@ def _find_server() -> host.Host | None:
 
 
 host.find_server = _find_server
+
+if "granian._signals" in sys.modules:  # it loads the application; when an engine starts is too late
+    from .servers.granian import mend_signals
+
+    mend_signals()

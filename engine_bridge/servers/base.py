@@ -14,14 +14,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Protocol, Self
 
 from engine_bridge.core import nets
 from engine_bridge.core.errors import RestartRefused
 from engine_bridge.core.host import Host, prepare_exec
 
-from . import ServerNotAvailable, rolls
+from . import rolls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,10 +39,10 @@ class Serving(Protocol):
     """
     One worker of a server, on sockets that were handed in; they stay open, and the caller's.
 
-    An adapter that can offers it as `serving(app, sockets, options, drain_timeout)`. The sockets
-    listen and do not block; *options* are the server's own, by its own names; *drain_timeout* is
-    how many seconds it takes at most to leave. It neither handles signals nor needs the main
-    thread.
+    It is made of the application, the sockets, options and a time-out, see `serving.py`. The
+    sockets listen and do not block; the options are the server's own, by its own names; the
+    time-out is how many seconds it takes at most to leave. It neither handles signals nor needs the
+    main thread.
 
     Attributes:
         when_ready: What to call, in whatever thread or process of the server, once it can answer.
@@ -175,26 +174,8 @@ class ServerHost(Host):
         return self._restart().prepare(self)
 
 
-@contextmanager
-def installed(server: str) -> "Iterator[None]":
-    """
-    Import the package of *server* inside.
-
-    Raises:
-        ServerNotAvailable: It is not installed.
-    """
-    try:
-        yield
-    except ModuleNotFoundError as exc:
-        if exc.name != server:
-            raise  # its own imports are at fault
-        raise ServerNotAvailable(
-            f"{server} is not installed: pip install 'engine-bridge[{server}]'"
-        ) from exc
-
-
-def nothing() -> None:
-    """Do nothing: what a `Serving` calls unless somebody wants to hear of it."""
+def nothing(*args: object) -> None:
+    """Do nothing: what is called unless somebody wants to hear of it."""
 
 
 def waiting(listener: "socket") -> "Iterator[None]":

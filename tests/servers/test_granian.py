@@ -40,3 +40,20 @@ def test_each_worker_starts_and_stops_once(
     assert_once(server, *LIFE, pids=started, count=workers)
     assert_answered_before_stop(server)
     assert not path.exists()
+
+
+@pytest.mark.parametrize(("interface", "app"), [("asgi", ASGI), ("wsgi", WSGI)])
+@pytest.mark.parametrize("trial", range(3))
+def test_ctrl_c_ends_it(interface: str, app: str, trial: int, tmp_path: Path) -> None:
+    """A worker leaves though it hears of SIGINT and of SIGTERM at a time, and it drains first."""
+    command = [*GRANIAN, "--interface", interface, "--workers", "2", app]
+    with run_server(command, cwd=tmp_path, ready=accepts) as server:
+        started = wait_started(server, 2)
+        held = hold_request(server)
+        server.signal_group(signal.SIGINT)
+        server.wait_published("drain", 2)
+        release(tmp_path)
+        assert held.result().ok
+        assert server.wait_exit() == 0
+    assert_once(server, *LIFE, pids=started, count=2)
+    assert_answered_before_stop(server)

@@ -87,7 +87,7 @@ MODES = [
     Mode("hypercorn", [*HYPERCORN, "-w", "2"], ASGI, 2, "early", False, ROLL),
     Mode("hypercorn-wsgi", [*HYPERCORN, "-w", "1"], WSGI, 1, "late", False, ROLL),
     Mode("granian", [*GRANIAN, "--interface", "asgi"], ASGI, 1, "early", False, ROLL),
-    Mode("granian-wsgi", [*GRANIAN, "--interface", "wsgi"], WSGI, 1, "late", False, ROLL),
+    Mode("granian-wsgi", [*GRANIAN, "--interface", "wsgi"], WSGI, 1, "early", False, ROLL),
     Mode("waitress", WAITRESS, WSGI, 0, "early", False, ANEW),
     Mode("cheroot", CHEROOT, WSGI, 0, "early", False, ANEW),
     Mode("daphne", DAPHNE, ASGI, 0, "early", True, ANEW),
