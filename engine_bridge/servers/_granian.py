@@ -15,6 +15,7 @@ Source:
 """
 
 import asyncio
+import logging
 import os
 import socket
 import stat
@@ -23,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, cast
 
 from granian._futures import _future_watcher_wrapper, _new_cbscheduler
 from granian._granian import ASGIWorker, SocketHolder, WorkerSignal, WSGIWorker
@@ -92,7 +93,7 @@ class GranianServing:
         self._told.put(None)
 
     def _run_wsgi(self, loop: asyncio.AbstractEventLoop) -> None:
-        app, told = self._app, self
+        app, told, busy = self._app, self, _Busy()
 
         def answer(environ: Any, start_response: Any) -> Any:
             def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
@@ -100,13 +101,16 @@ class GranianServing:
                     headers = [*headers, ("connection", "close")]
                 return start_response(status, headers, *exc_info)
 
-            return app(environ, start)
+            with busy:
+                body = app(environ, start)
+            return body if isinstance(body, list) else _Body(body, busy)
 
         settings = self._settings
         callback = wsgi_callback(answer, _scope(settings), _log_format(settings))
         ended: SimpleQueue[None] = SimpleQueue()
         self._begin(WSGIWorker, callback, loop, lambda: ended.put(None))
         ended.get()
+        busy.wait()
 
     async def _run_asgi(self, loop: asyncio.AbstractEventLoop) -> None:
         settings = self._settings
@@ -191,6 +195,59 @@ class GranianServing:
                 end()  # granian itself would wait for ever
                 break
             time.sleep(PAUSE)
+
+
+class _Busy:
+    """
+    Counts the calls that granian's threads make into Python.
+
+    A thread that comes back from one while the interpreter ends is ended by it, which Rust does not
+    bear: the process aborts.
+    """
+
+    def __init__(self) -> None:
+        self._calls = 0
+        self._changed = threading.Condition()
+
+    def __enter__(self) -> None:
+        with self._changed:
+            self._calls += 1
+
+    def __exit__(self, *exc_info: object) -> None:
+        with self._changed:
+            self._calls -= 1
+            self._changed.notify_all()
+
+    def wait(self) -> None:
+        """Return when there are none, however long that takes."""
+        with self._changed:
+            if self._calls:
+                logging.getLogger("engine_bridge").warning(
+                    "granian: waiting for requests, which nothing can cut off in a thread: %d",
+                    self._calls,
+                )
+            self._changed.wait_for(lambda: not self._calls)
+
+
+class _Body:
+    """What a WSGI application has returned, while it is sent."""
+
+    def __init__(self, body: Any, busy: _Busy) -> None:
+        self._body = body
+        self._parts = iter(body)
+        self._busy = busy
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        with self._busy:
+            return cast(bytes, next(self._parts))
+
+    def close(self) -> None:
+        if hasattr(self._body, "close"):
+            with self._busy:
+                self._body.close()
 
 
 def _settings(app: Any, options: Mapping[str, Any]) -> Any:

@@ -38,7 +38,7 @@ from servers.launch import (
     release,
 )
 
-from engine_bridge.servers import ServerNotAvailable, load_server
+from engine_bridge.servers import ServerNotAvailable
 from engine_bridge.servers.serving import make_serving
 
 HAND_OVERS = int(os.environ.get("HAND_OVERS", "2"))
@@ -77,7 +77,13 @@ CASES = [
     Case("hypercorn", "asgi", {}, {"certfile": "{cert}", "keyfile": "{key}"}),
     Case("hypercorn", "wsgi", {}, {"certfile": "{cert}", "keyfile": "{key}"}, cuts_off=False),
     Case("granian", "asgi", {"interface": "asgi"}, {"ssl_cert": "{cert}", "ssl_key": "{key}"}),
-    Case("granian", "wsgi", {"interface": "wsgi"}, {"ssl_cert": "{cert}", "ssl_key": "{key}"}),
+    Case(
+        "granian",
+        "wsgi",
+        {"interface": "wsgi"},
+        {"ssl_cert": "{cert}", "ssl_key": "{key}"},
+        cuts_off=False,
+    ),
     Case("gunicorn", "wsgi", {}, {"certfile": "{cert}", "keyfile": "{key}"}),
     Case("waitress", "wsgi", {}, {}),
     Case("cheroot", "wsgi", {}, {"ssl_certificate": "{cert}", "ssl_private_key": "{key}"}),
@@ -90,8 +96,6 @@ def case(request: pytest.FixtureRequest) -> Case:
     """Each server that can."""
     found: Case = request.param
     pytest.importorskip(found.server)
-    if not hasattr(load_server(found.server), "serving"):
-        pytest.skip(f"{found.server} cannot serve on sockets that are handed in")
     return found
 
 
@@ -195,6 +199,22 @@ def test_second_signal_cuts_off(case: Case, listening: socket.socket, tmp_path: 
         worker.signal(signal.SIGTERM)
         assert worker.wait_exit() == 0
         assert not held.result().ok
+    assert_once(worker, *LIFE, pids=[e.pid for e in worker.journal() if e.channel == "start"])
+
+
+def test_threads_that_nothing_cuts_off_are_waited_for(
+    case: Case, listening: socket.socket, tmp_path: Path
+) -> None:
+    """Told twice, it leaves when they are done, in good order."""
+    if case.cuts_off:
+        pytest.skip(f"{case.server} is cut off")
+    with run_worker(case, listening, tmp_path) as worker:
+        hold_request(worker)
+        worker.signal(signal.SIGTERM)
+        worker.wait_published("drain")
+        worker.signal(signal.SIGTERM)
+        release(tmp_path)
+        assert worker.wait_exit() == 0
     assert_once(worker, *LIFE, pids=[e.pid for e in worker.journal() if e.channel == "start"])
 
 
