@@ -36,7 +36,7 @@ LEFT_TO_CALLER = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
 SIGNALS = {*Arbiter.SIGNALS, signal.SIGCHLD} - LEFT_TO_CALLER
 
 
-class Gunicorn(Worker):
+class GunicornServing(Worker):
     """
     gunicorn's main process, in this one, and its worker.
 
@@ -110,7 +110,7 @@ class _Threads(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
 
 class _Application(BaseApplication):  # type: ignore[misc]  # likewise
-    def __init__(self, serving: Gunicorn) -> None:
+    def __init__(self, serving: GunicornServing) -> None:
         self._serving = serving
         super().__init__()
 
@@ -123,7 +123,7 @@ class _Application(BaseApplication):  # type: ignore[misc]  # likewise
 
 
 class _OwnArbiter(Arbiter):  # type: ignore[misc]  # likewise
-    def __init__(self, serving: Gunicorn) -> None:
+    def __init__(self, serving: GunicornServing) -> None:
         super().__init__(_Application(serving))
         self._when_closed = serving.when_closed
         self.systemd = True  # so it leaves a Unix socket where it is

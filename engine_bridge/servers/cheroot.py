@@ -22,7 +22,7 @@ from socket import AF_UNIX, IPPROTO_TCP, SHUT_RDWR, TCP_NODELAY, socket
 from engine_bridge.core.errors import EngineError
 from engine_bridge.core.host import Host
 
-from .base import Serving, Stack, by_sigterm, installed, single, waiting
+from .base import Stack, by_sigterm, single, waiting
 from .worker import Duplicates, Leaving, Worker
 
 TYPE_CHECKING = False
@@ -37,16 +37,7 @@ def detect(stack: Stack) -> Host | None:
     return None if stack.find("cheroot.") is None else single("cheroot", by_sigterm)
 
 
-def serving(
-    app: "Any", sockets: Sequence[socket], options: "Mapping[str, Any]", drain_timeout: float
-) -> Serving:
-    """Return what serves *app* by cheroot."""
-    with installed("cheroot"):
-        import cheroot  # noqa: F401  # to see whether it is there
-    return _Cheroot(app, sockets, options, drain_timeout)
-
-
-class _Cheroot(Worker):
+class CherootServing(Worker):
     """A server for each socket, each in a thread, since cheroot knows but one."""
 
     def run(self) -> None:

@@ -16,8 +16,6 @@ Source:
 
 import os
 import signal
-from collections.abc import Mapping, Sequence
-from socket import socket
 
 from engine_bridge.core import nets, signals
 from engine_bridge.core.door import Door
@@ -25,7 +23,7 @@ from engine_bridge.core.engine import Engine
 from engine_bridge.core.errors import ChannelFailures, StartAborted, plain_text
 from engine_bridge.core.host import Host
 
-from .base import IN_A_THREAD, Restart, Roll, ServerHost, Serving, Stack, installed
+from .base import IN_A_THREAD, Restart, Roll, ServerHost, Stack
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,15 +54,6 @@ def _restart() -> Restart:
         if served is not None and not served.f_locals["is_main"]:
             return IN_A_THREAD  # where gunicorn hears no signal
     return Roll()
-
-
-def serving(
-    app: "Any", sockets: Sequence[socket], options: "Mapping[str, Any]", drain_timeout: float
-) -> Serving:
-    """Return gunicorn's main process with one worker; *app* may also be `module:attribute`."""
-    with installed("gunicorn"):
-        from .arbiter import Gunicorn
-    return Gunicorn(app, sockets, options, drain_timeout)
 
 
 def when_ready(server: "Any") -> None:

@@ -6,16 +6,9 @@ Source:
     core/nets.py for what ASGI makes of that.
 """
 
-import socket
-from collections.abc import Mapping, Sequence
-
 from engine_bridge.core.host import Host, worker_of
 
-from .base import Roll, ServerHost, Serving, Stack, by_sigterm, installed, single
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
+from .base import Roll, ServerHost, Stack, by_sigterm, single
 
 
 def detect(stack: Stack) -> Host | None:
@@ -31,16 +24,3 @@ def detect(stack: Stack) -> Host | None:
     if run is not None and run.f_locals["config"].workers:
         return ServerHost("hypercorn", Roll, "reloader")  # it loads the application, too
     return single("hypercorn", by_sigterm)
-
-
-def serving(
-    app: "Any",
-    sockets: Sequence[socket.socket],
-    options: "Mapping[str, Any]",
-    drain_timeout: float,
-) -> Serving:
-    """Return one worker; *options* are those of `hypercorn.Config`."""
-    with installed("hypercorn"):
-        from ._hypercorn import HypercornServing
-
-    return HypercornServing(app, sockets, options, drain_timeout)

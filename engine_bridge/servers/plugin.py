@@ -18,11 +18,11 @@ from engine_bridge.core.errors import EngineError
 from engine_bridge.core.host import current_host
 from engine_bridge.core.plugin import Plugin
 
-from . import ServerNotAvailable, load_server
+from . import ServerNotAvailable
 from .base import Serving, nothing
 from .bind import Bound, check
 from .child import Child
-from .serving import make_serving
+from .serving import check_server, make_serving
 from .worker import kind_of, load, options_for
 
 TYPE_CHECKING = False
@@ -74,8 +74,8 @@ class ServerPlugin(Plugin):
         super().__init__(engine)
         if not callable(app) and not isinstance(app, str):
             raise EngineError(f"ServerPlugin wants an application, or its name, got {app!r}")
-        if server != "auto" and not hasattr(load_server(server), "serving"):
-            raise ServerNotAvailable(f"{server} cannot be run from a script")
+        if server != "auto":
+            check_server(server)
         self.app = app
         self.server = server
         self.bind = check(bind)

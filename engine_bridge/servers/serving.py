@@ -5,10 +5,12 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 
 from engine_bridge.core import nets, signals
 
 from . import ServerNotAvailable, load_server
+from .base import version
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +19,17 @@ if TYPE_CHECKING:
 
     from .base import Serving
 
-__all__ = ["make_serving", "serve"]
+__all__ = ["check_server", "make_serving", "serve"]
+
+SERVINGS = {
+    "uvicorn": "engine_bridge.servers._uvicorn:UvicornServing",
+    "hypercorn": "engine_bridge.servers._hypercorn:HypercornServing",
+    "granian": "engine_bridge.servers._granian:GranianServing",
+    "gunicorn": "engine_bridge.servers.arbiter:GunicornServing",
+    "waitress": "engine_bridge.servers.waitress:WaitressServing",
+    "cheroot": "engine_bridge.servers.cheroot:CherootServing",
+    "werkzeug": "engine_bridge.servers.werkzeug:WerkzeugServing",
+}  # each takes what `make_serving` takes, by place; those in modules of their own import theirs
 
 
 def serve(
@@ -60,14 +72,47 @@ def make_serving(
     drain_timeout: float = 30.0,
 ) -> "Serving":
     """Return what serves when it is run, and leaves when it is told to. Arguments as of `serve`."""
-    make = getattr(load_server(server), "serving", None)
-    if make is None:
-        raise ServerNotAvailable(f"{server} cannot serve on sockets that are handed in")
+    make = _find(server)
     for sock in sockets:
         sock.listen(socket.SOMAXCONN)
         sock.setblocking(False)  # another process may take the connection that woke this one
     serving: Serving = make(app, sockets, options or {}, drain_timeout)
     return serving
+
+
+def check_server(server: str) -> None:
+    """
+    See whether we can serve with *server*.
+
+    Raises:
+        ServerNotAvailable: There is none of that name, or it takes no sockets.
+    """
+    load_server(server)
+    if server not in SERVINGS:
+        raise ServerNotAvailable(
+            f"{server} cannot serve on sockets that are handed in; these can: {', '.join(SERVINGS)}"
+        )
+
+
+def _find(server: str) -> "Any":
+    """Return the class of what serves with *server*."""
+    check_server(server)
+    try:
+        import_module(server)
+    except ModuleNotFoundError as exc:
+        if exc.name != server:
+            raise  # its own imports are at fault
+        raise ServerNotAvailable(
+            f"{server} is not installed: pip install 'engine-bridge[{server}]'"
+        ) from exc
+    module, _, name = SERVINGS[server].partition(":")
+    try:
+        return getattr(import_module(module), name)
+    except ImportError as exc:
+        raise ServerNotAvailable(
+            f"{server} {version(server)} has not what we serve with: {exc}; "
+            f"pip install 'engine-bridge[{server}]' takes one that has"
+        ) from exc
 
 
 @contextmanager

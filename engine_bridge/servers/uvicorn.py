@@ -6,17 +6,10 @@ Source:
     workers are replaced one by one. `supervisors/basereload.py`: SIGHUP kills that parent.
 """
 
-import socket
-from collections.abc import Mapping, Sequence
-
 from engine_bridge.core import signals
 from engine_bridge.core.host import Host, worker_of
 
-from .base import Refused, Restart, Roll, ServerHost, Serving, Stack, by_sigterm, installed, single
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
+from .base import Refused, Restart, Roll, ServerHost, Stack, by_sigterm, single
 
 EARLY = "early"  # its shutdown is wrapped where no handler of ours could be set, see core/nets.py
 BY_FILE = Refused(
@@ -40,19 +33,6 @@ def _restart_of_worker() -> Restart:
         if started is not None and started.f_locals["config"].should_reload:
             return BY_FILE
     return Roll()
-
-
-def serving(
-    app: "Any",
-    sockets: Sequence[socket.socket],
-    options: "Mapping[str, Any]",
-    drain_timeout: float,
-) -> Serving:
-    """Return one worker; *options* are those of `uvicorn.Config`."""
-    with installed("uvicorn"):
-        from ._uvicorn import UvicornServing
-
-    return UvicornServing(app, sockets, options, drain_timeout)
 
 
 def _leave() -> None:

@@ -12,12 +12,11 @@ Source:
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from socket import socket
+from collections.abc import Callable
 
 from engine_bridge.core.host import Host
 
-from .base import Serving, Stack, by_sigterm, installed, nothing, single, waiting
+from .base import Stack, by_sigterm, nothing, single, waiting
 from .worker import Duplicates, Leaving, Worker
 
 TYPE_CHECKING = False
@@ -33,16 +32,9 @@ def detect(stack: Stack) -> Host | None:
     return None if stack.find("waitress.") is None else single("waitress", by_sigterm)
 
 
-def serving(
-    app: "Any", sockets: Sequence[socket], options: "Mapping[str, Any]", drain_timeout: float
-) -> Serving:
-    """Return what serves *app* by waitress."""
-    with installed("waitress"):
-        import waitress  # noqa: F401  # to see whether it is there
-    return _Waitress(app, sockets, options, drain_timeout)
+class WaitressServing(Worker):
+    """One worker of waitress, see `base.Serving`."""
 
-
-class _Waitress(Worker):
     def run(self) -> None:
         """As of `Serving`."""
         from waitress import create_server

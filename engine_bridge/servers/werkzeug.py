@@ -13,7 +13,7 @@ Source:
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from socket import AF_UNIX, SHUT_RDWR, socket
 
@@ -22,10 +22,8 @@ from engine_bridge.core.host import Host
 from .base import (
     Anew,
     ServerHost,
-    Serving,
     Stack,
     by_ctrl_c,
-    installed,
     single,
     waiting,
 )
@@ -57,16 +55,9 @@ def _leave_the_socket() -> None:
     by_ctrl_c()
 
 
-def serving(
-    app: "Any", sockets: Sequence[socket], options: "Mapping[str, Any]", drain_timeout: float
-) -> Serving:
-    """Return what serves *app* by werkzeug, a thread for each request."""
-    with installed("werkzeug"):
-        import werkzeug  # noqa: F401  # to see whether it is there
-    return _Werkzeug(app, sockets, options, drain_timeout)
+class WerkzeugServing(Worker):
+    """One worker of werkzeug, a thread for each request, see `base.Serving`."""
 
-
-class _Werkzeug(Worker):
     def run(self) -> None:
         """As of `Serving`."""
         with self.leaving as leaving, Duplicates(self.sockets) as sockets, ExitStack() as stack:
