@@ -17,10 +17,16 @@ def index(request: HttpRequest) -> HttpResponse:
     return HttpResponse("ok\n")
 
 
+def restart(request: HttpRequest) -> HttpResponse:
+    """Begin to serve with new code."""
+    engine.restart()
+    return HttpResponse("restarting\n")
+
+
 def held(request: HttpRequest) -> HttpResponse:
     """Answer when the test allows it."""
     return HttpResponse(hold())
 
 
-urlpatterns = [path("", index), path("held", held)]
+urlpatterns = [path("", index), path("restart", restart), path("held", held)]
 application = get_wsgi_application()

@@ -19,6 +19,13 @@ def index() -> str:
     return "ok\n"
 
 
+@app.get("/restart")
+def restart() -> str:
+    """Begin to serve with new code."""
+    engine.restart()
+    return "restarting\n"
+
+
 @app.get("/held")
 def held() -> bytes:
     """Answer when the test allows it."""

@@ -25,6 +25,7 @@ def respond(environ: "WSGIEnvironment", start_response: "StartResponse") -> "Ite
             engine.exit()
             body = b"exited\n"
         case "/restart":
+            record("asked")
             engine.restart()
             body = b"restarting\n"
         case "/pid":  # many of these would make a long journal

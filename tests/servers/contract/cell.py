@@ -23,11 +23,13 @@ from processes import (
     wait_until,
 )
 from servers.contract.events import (
+    AGAIN,
     EVENTS,
     EXITS,
     IGNORED,
     NOTICED,
     ORPHANS,
+    REFUSES,
     ROLLS,
     WAITS,
 )
@@ -113,16 +115,22 @@ def _live(mode: Mode, event: str, folder: Path, alone: bool) -> Found:
         old = _warm_up(mode, server, at_once=event == "start")
         if EVENTS[event].to:
             held = hold_request(server)
+        _settle(mode, server)
+        asked = start_request(server.port, "/restart") if event == "restart" else None
         told = _tell(event, server, old)
         if held is not None:
             with suppress(AssertionError):
                 wait_until(lambda: held.done, PATIENCE)
             release(folder)
             found.request = _fate(held)
+        if asked is not None:
+            found.wrong += _answer_to(asked, follows)
+            told = set(who_published(server, "asked")) if mode.replaces_one else old
         AFTERWARDS[follows](mode, server, old, told)
         if follows in {EXITS, ORPHANS, NOTICED}:
             found.status = server.process.returncode
         else:
+            _settle(mode, server)
             server.signal(mode.ends_by)
             server.wait_exit(LIMIT)
     busy = who_published(server, "held")
@@ -174,6 +182,12 @@ def _warm_up(mode: Mode, server: Server, at_once: bool) -> set[int]:
     return _wait_served(server, max(mode.workers, 1))
 
 
+def _settle(mode: Mode, server: Server) -> None:
+    """Wait until all its processes sleep, if that makes a difference."""
+    if mode.settles:
+        server.wait(lambda: all(info.state == "S" for info in server.family()), LIMIT, "it sleeps")
+
+
 def _wait_served(server: Server, count: int) -> set[int]:
     """Ask until *count* processes have answered; return all that did."""
 
@@ -200,7 +214,7 @@ def _tell(event: str, server: Server, old: set[int]) -> set[int]:
         server.signal(signum)
     elif event == "max-requests":
         _wear_out(server, old)
-    else:
+    elif to != "asked":
         server.signal(signal.SIGTERM)
     return old
 
@@ -222,6 +236,13 @@ def _fate(held: InFlight) -> str:
     return str(answer.status) if answer.status and answer.outcome != "partial" else "lost"
 
 
+def _answer_to(asked: InFlight, follows: str) -> list[str]:
+    """Say what is wrong with the answer to who has asked for a restart."""
+    answer = asked.result(LIMIT)
+    is_right = answer.ok != (follows == REFUSES)
+    return [] if is_right else [f"who asked for a restart got {answer.status}"]
+
+
 # -- what follows --------------------------------------------------------------------------------
 
 
@@ -233,6 +254,14 @@ def _rolls(mode: Mode, server: Server, old: set[int], told: set[int]) -> None:
     for pid in told:
         wait_gone(pid, LIMIT)
     _wait_served(server, len(old | told) + len(told))
+
+
+def _again(mode: Mode, server: Server, old: set[int], told: set[int]) -> None:
+    def serve_again() -> bool:
+        starts = who_published(server, "started")
+        return attempt(server.port).ok and all(starts.count(pid) == 2 for pid in old)
+
+    server.wait(serve_again, LIMIT, "it serves again")
 
 
 def _ignored(mode: Mode, server: Server, old: set[int], told: set[int]) -> None:
@@ -267,6 +296,8 @@ def _noticed(mode: Mode, server: Server, old: set[int], told: set[int]) -> None:
 AFTERWARDS = {
     EXITS: _exits,
     ROLLS: _rolls,
+    AGAIN: _again,
+    REFUSES: _ignored,
     IGNORED: _ignored,
     WAITS: _waits,
     ORPHANS: _orphans,

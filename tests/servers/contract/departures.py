@@ -11,6 +11,7 @@ from servers.contract.modes import Mode
 
 IMPOSSIBLE = "impossible"  # nothing that runs in the worker could do it
 SERVER = "the server's fault"
+REPAIRED = "repaired"  # and nothing is otherwise with an engine
 CHOICE = "on purpose"  # not as the server alone, but better
 
 
@@ -25,9 +26,10 @@ class Departure:
         kind: One of the above.
         reason: A sentence for the page.
         published: By role, what is published instead.
+        requests: What becomes of the request in flight instead of an answer.
         statuses: Exit statuses that are not that of the server alone; the first one is recorded.
         always: Whether it is there each time, rather than by chance.
-        hangs: Whether the server may never leave, so that the cell cannot be run at all.
+        alone_hangs: Whether the server alone may never leave, so that its cell is not run.
     """
 
     modes: tuple[str, ...]
@@ -35,9 +37,10 @@ class Departure:
     kind: str
     reason: str
     published: dict[str, str] = field(default_factory=dict)
+    requests: tuple[str, ...] = ()
     statuses: tuple[int, ...] = ()
     always: bool = True
-    hangs: bool = False
+    alone_hangs: bool = False
 
 
 SINGLE = "single"
@@ -50,6 +53,14 @@ DEPARTURES = [
         IMPOSSIBLE,
         "SIGKILL ends a process before it can do anything.",
         KILLED,
+        requests=("lost",),
+    ),
+    Departure(
+        ("mod_wsgi-daemon*",),
+        ("worker-kill",),
+        IMPOSSIBLE,
+        "Likewise; Apache, which stands in front, answers in its place.",
+        requests=("500",),
     ),
     Departure(
         (SINGLE,),
@@ -57,6 +68,7 @@ DEPARTURES = [
         IMPOSSIBLE,
         "SIGKILL ends a process before it can do anything; here it is the one that serves.",
         KILLED,
+        requests=("lost",),
     ),
     Departure(
         ("waitress",),
@@ -72,6 +84,28 @@ DEPARTURES = [
         CHOICE,
         "Likewise; cheroot passes on the SystemExit by which we do it.",
         statuses=(143,),
+    ),
+    Departure(
+        ("gunicorn-sync*",),
+        ("int", "quit"),
+        SERVER,
+        "SIGINT and SIGQUIT have gunicorn leave at once: a sync worker raises SystemExit amid the "
+        "request, and again if it hears of both. SIGTERM waits for it.",
+        requests=("500", "lost"),
+    ),
+    Departure(
+        ("gunicorn-asgi*",),
+        ("int", "quit"),
+        SERVER,
+        "Likewise; an asgi worker cancels the request.",
+        requests=("lost",),
+    ),
+    Departure(
+        ("uvicorn-workers-2", "hypercorn-asgi*w-1", "hypercorn-asgi*w-2"),
+        ("failing-start",),
+        SERVER,
+        "The main process leaves with 0 though its workers have failed to start.",
+        statuses=(0,),
     ),
     Departure(
         ("hypercorn-*-w-1", "hypercorn-*-w-2"),
@@ -98,6 +132,7 @@ DEPARTURES = [
         "The reloader's parent kills its child with SIGKILL when it is told to go. "
         "The adapters of Flask and Django have it wait instead.",
         {"busy": "start", "idle": "start"},
+        requests=("lost",),
     ),
     Departure(
         ("werkzeug-run_simple-reloader",),
@@ -105,15 +140,31 @@ DEPARTURES = [
         IMPOSSIBLE,
         "The same, 0.25 s after Ctrl-C: the engine stops if it is quick.",
         KILLED,
+        requests=("lost",),
         always=False,
     ),
     Departure(
-        ("granian-wsgi-*",),
+        ("werkzeug-run_simple-reloader",),
+        ("restart",),
+        IMPOSSIBLE,
+        "The same, by the SIGTERM that ends the cell.",
+        {"busy": "start drain stop exit start"},
+    ),
+    Departure(
+        ("granian-*",),
+        ("int",),
+        REPAIRED,
+        "granian alone may never leave, in 9 of 40 trials with WSGI and in 1 with ASGI: of SIGINT "
+        "from the terminal and SIGTERM from the main process both may go to a thread that does not "
+        "wake the main one, and a second word to a worker that has begun to leave may block it.",
+        alone_hangs=True,
+    ),
+    Departure(
+        ("wsgiref",),
         ("int",),
         SERVER,
-        "granian often never leaves, with and without an engine: its workers get SIGINT from the "
-        "terminal and SIGTERM from the main process, and their handler takes a lock twice.",
-        hangs=True,
+        "wsgiref takes the KeyboardInterrupt for a fault of the application, and serves on.",
+        requests=("500",),
     ),
     Departure(
         ("uwsgi-without-master",),
@@ -121,6 +172,7 @@ DEPARTURES = [
         IMPOSSIBLE,
         "uWSGI ends a busy process in C, without `uwsgi.atexit`; an idle one stops.",
         KILLED,
+        requests=("lost",),
     ),
     Departure(
         ("uwsgi-master", "uwsgi-master-lazy-apps"),
@@ -130,6 +182,7 @@ DEPARTURES = [
         "`--hook-master-start 'unix_signal:15 gracefully_kill_them_all'` in the place of "
         "`--die-on-term` SIGTERM waits for it.",
         KILLED,
+        requests=("lost",),
     ),
     Departure(
         ("uwsgi-master-gracefully",),
@@ -137,6 +190,7 @@ DEPARTURES = [
         IMPOSSIBLE,
         "uWSGI ends a busy worker in C, without `uwsgi.atexit`.",
         KILLED,
+        requests=("lost",),
     ),
     Departure(
         ("uwsgi-master*",),
@@ -145,7 +199,16 @@ DEPARTURES = [
         "Likewise; and an idle worker that has the signal from the terminal may be cut off in its "
         "stop when the main process sends it once more.",
         {"busy": "start", "idle": "start"},
+        requests=("lost",),
         always=False,
+    ),
+    Departure(
+        ("mod_wsgi-*",),
+        ("term", "int", "hup"),
+        SERVER,
+        "Apache closes its connections at once; on SIGWINCH, which `apachectl graceful-stop` "
+        "sends, it waits for them.",
+        requests=("lost",),
     ),
     Departure(
         ("mod_wsgi-embedded",),
@@ -168,6 +231,6 @@ def departures(mode: Mode, event: str) -> list[Departure]:
     ]
 
 
-def hangs(mode: Mode, event: str) -> bool:
-    """Whether the server may never leave."""
-    return any(each.hangs for each in departures(mode, event))
+def alone_hangs(mode: Mode, event: str) -> bool:
+    """Whether the server alone may never leave."""
+    return any(each.alone_hangs for each in departures(mode, event))

@@ -17,7 +17,8 @@ class Event(NamedTuple):
     Attributes:
         title: Its heading.
         signum: What is sent, if anything is.
-        to: Who gets it: `main`, `group`, or `worker`, the one with the request.
+        to: Who gets it: `main`, `group`, or `worker`, the one with the request. `asked` stands for
+            another request, which asks for it.
     """
 
     title: str
@@ -36,15 +37,14 @@ EVENTS = {
     "main-kill": Event("main: SIGKILL", signal.SIGKILL, "main"),
     "max-requests": Event("max requests"),
     "failing-start": Event("failing start"),
-    "restart": Event("restart()"),
+    "restart": Event("restart()", to="asked"),
 }
-
-# `Engine.restart()` in embedded mode has no way yet but under gunicorn.
-OFF = {"restart"}
 
 # What follows.
 EXITS = "exits"  # the main process leaves, and its workers with it
 ROLLS = "rolls"  # it stays, and has new workers in the place of those that were told to go
+AGAIN = "again"  # who serves runs its command line anew, as the same process
+REFUSES = "refuses"  # nothing happens, and who asked is told why
 IGNORED = "ignored"  # nothing happens
 WAITS = "waits"  # it stays without a worker
 ORPHANS = "orphans"  # it leaves, but its workers do not know it; whoever is left gets a SIGTERM

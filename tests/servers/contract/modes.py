@@ -12,7 +12,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 from servers import launch
-from servers.contract.events import EXITS, IGNORED, NOTICED, ORPHANS, ROLLS, WAITS
+from servers.contract.events import (
+    AGAIN,
+    EXITS,
+    IGNORED,
+    NOTICED,
+    ORPHANS,
+    REFUSES,
+    ROLLS,
+    WAITS,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 OURS = {"wsgi": launch.WSGI, "asgi": launch.ASGI}
@@ -22,10 +31,11 @@ ALONE = {"wsgi": "servers.apps.alone:wsgi", "asgi": "servers.apps.alone:asgi"}
 SINGLE = {
     **dict.fromkeys(["start", "term", "int", "hup", "quit", "main-kill"], EXITS),
     "failing-start": EXITS,
+    "restart": AGAIN,
 }
 WORKERS = {
     **dict.fromkeys(["start", "term", "int", "failing-start"], EXITS),
-    **dict.fromkeys(["hup", "worker-term", "worker-kill"], ROLLS),
+    **dict.fromkeys(["hup", "worker-term", "worker-kill", "restart"], ROLLS),
     "main-kill": ORPHANS,
 }
 LIMIT = "30"  # requests; a new worker is to serve until the end of its cell
@@ -56,6 +66,8 @@ class Mode:
         quick: The events that `make test` has.
         ready: What the output says of each worker that can be told to go, if that is not when it
             answers.
+        settles: Whether a worker counts as busy for a moment after its answer.
+        replaces_one: Whether `restart()` replaces no worker but the one that asks.
         deaf: Whether orphans ignore SIGTERM, so that they must be killed.
         reports_failure: What the output says when a start failed that the main process outlives.
         prepare: Makes the files that the server wants, in its working directory.
@@ -78,6 +90,8 @@ class Mode:
     ends_by: int = signal.SIGTERM
     quick: tuple[str, ...] = ()
     ready: str = ""
+    settles: bool = False
+    replaces_one: bool = False
     deaf: bool = False
     reports_failure: str = ""
     prepare: "Callable[[Path, str], None] | None" = None
@@ -164,6 +178,7 @@ UVICORN_RELOADS = {
     **dict.fromkeys(["start", "term", "int"], EXITS),
     **dict.fromkeys(["hup", "quit", "main-kill"], ORPHANS),
     **dict.fromkeys(["worker-term", "worker-kill", "failing-start"], WAITS),
+    "restart": REFUSES,
 }
 
 UVICORNS = [
@@ -346,6 +361,7 @@ RELOADER = {
     **dict.fromkeys(["start", "term", "int", "worker-term", "worker-kill"], EXITS),
     **dict.fromkeys(["hup", "quit", "main-kill"], ORPHANS),
     "failing-start": EXITS,
+    "restart": AGAIN,
 }
 FLASK = [sys.executable, "-m", "flask", "--app", "{app}"]
 FLASK_APPS = {"ours": "servers.apps.flask_plain:app", "alone": "servers.apps.flask_alone:app"}
@@ -361,7 +377,7 @@ DJANGO_APPS = {
 SCRIPTS = [
     script("waitress", quick=("start", "term", "int", "hup", "failing-start")),
     script("cheroot"),
-    script("wsgiref", follows=SINGLE | {"int": IGNORED}, asks_version=VERSION),
+    script("wsgiref", follows=SINGLE | {"int": IGNORED, "restart": REFUSES}, asks_version=VERSION),
     script("werkzeug", "run_simple"),
     script(
         "werkzeug",
@@ -430,6 +446,7 @@ def uwsgi(name: str, *words: str, **facts: object) -> Mode:
         "follows": UWSGI_WORKERS,
         "workers": 2,
         "options": {"max-requests": ["--max-requests", LIMIT, "--min-worker-lifetime", "1"]},
+        "settles": True,
         "command": [*UWSGI, *words],
         **facts,
     }
@@ -447,7 +464,7 @@ def uwsgi(name: str, *words: str, **facts: object) -> Mode:
 MASTER = ("--master", "-p", "2")
 GRACEFUL = ("--hook-master-start", "unix_signal:15 gracefully_kill_them_all")
 UWSGIS = [
-    uwsgi("without master", workers=0, follows=SINGLE),
+    uwsgi("without master", workers=0, follows=SINGLE | {"restart": REFUSES}),
     uwsgi("--master", *MASTER, "--die-on-term"),
     uwsgi(
         "--master --lazy-apps",
@@ -527,6 +544,7 @@ def mod_wsgi(name: str, rest: str, **facts: object) -> Mode:
         "follows": WORKERS | RECYCLED,
         "workers": 2,
         "options": {"max-requests": ["-C", f"Define MAX_REQUESTS {LIMIT}"]},
+        "replaces_one": True,
         "deaf": True,
         **facts,
     }
@@ -546,7 +564,12 @@ def mod_wsgi(name: str, rest: str, **facts: object) -> Mode:
 MOD_WSGIS = [
     mod_wsgi("daemon", DAEMON + GLOBAL, quick=("term",)),
     mod_wsgi("daemon sub-interpreter", DAEMON),
-    mod_wsgi("embedded", GLOBAL, workers=1, follows=WORKERS | {"worker-term": IGNORED}),
+    mod_wsgi(
+        "embedded",
+        GLOBAL,
+        workers=1,
+        follows=WORKERS | {"worker-term": IGNORED, "restart": REFUSES},
+    ),
 ]
 
 MODES = [*UVICORNS, *GUNICORNS, *HYPERCORNS, *GRANIANS, *SCRIPTS, *UWSGIS, *MOD_WSGIS]

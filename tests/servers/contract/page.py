@@ -7,21 +7,21 @@ Write `docs/servers/contract.json` and the page from what the whole suite has re
 import json
 import platform
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from servers.contract import record
 from servers.contract.cell import CHANNELS
-from servers.contract.departures import DEPARTURES, departures, hangs
-from servers.contract.events import EVENTS, HANGS, IGNORED, OFF, ROLLS, WAITS
+from servers.contract.departures import DEPARTURES, departures
+from servers.contract.events import AGAIN, EVENTS, HANGS, IGNORED, REFUSES, ROLLS, WAITS
 from servers.contract.modes import MODES, Mode
 
 Cell = dict[str, Any]
 
 LIVES = {"ours": " ".join(CHANNELS), "alone": "start stop"}
-AFTERWARDS = {ROLLS: "↻", IGNORED: "=", WAITS: "…"}
-SHOWN = [event for event in EVENTS if event not in OFF]
+AFTERWARDS = {ROLLS: "↻", AGAIN: "⟲", REFUSES: "refused", IGNORED: "=", WAITS: "…"}
 
 TOP = Path(__file__).with_name("top.md").read_text()
 MINUS = "\N{MINUS SIGN}"
@@ -43,12 +43,7 @@ def collect(folder: Path) -> dict[str, Any]:
         cell = json.loads(path.read_text())
         assert not cell.pop("wrong"), path
         cells[who].setdefault(mode, {})[event.removesuffix(".json")] = cell
-    wanted = {
-        (mode.id, event)
-        for mode in MODES
-        for event in mode.follows
-        if event not in OFF and not hangs(mode, event)
-    }
+    wanted = {(mode.id, event) for mode in MODES for event in mode.follows}
     there = {(mode, event) for mode in cells["ours"] for event in cells["ours"][mode]}
     if missing := sorted(wanted - there):
         sys.exit(f"nothing was recorded of {missing}")
@@ -70,7 +65,7 @@ def page(cells: dict[str, dict[str, dict[str, Cell]]], versions: dict[str, str])
         modes = [mode for mode in MODES if mode.family == family]
         yield f"## {family}\n"
         yield f"Version {versions[family]}.\n"
-        events = [event for event in SHOWN if any(event in mode.follows for mode in modes)]
+        events = [event for event in EVENTS if any(event in mode.follows for mode in modes)]
         yield _row("", *(EVENTS[event].title for event in events))
         yield "|---" * (len(events) + 1) + "|"
         for mode in modes:
@@ -86,8 +81,6 @@ def _rows(
     for event in events:
         shown = text(ours[event], "ours") if event in ours else ""
         other = text(alone[event], "alone") if event in ours and event in alone else ""
-        if hangs(mode, event):
-            shown = "hangs"
         first.append(f"{shown}{_letters(mode, event)}" if shown else "")
         second.append(f"*{other}*" if other not in {"", shown} else "")
     yield _row(*first)
@@ -103,7 +96,8 @@ def text(cell: Cell, who: str) -> str:
     """Return a cell in a few characters."""
     if cell["follows"] == HANGS:
         return HANGS
-    words = [_life(cell["published"], LIVES[who])]
+    lives = 2 if cell["follows"] == AGAIN else 1
+    words = [_life(cell["published"], " ".join([LIVES[who]] * lives))]
     if cell["status"] is not None:
         words.append(str(cell["status"]).replace("-", MINUS))
     words.append(AFTERWARDS.get(cell["follows"], ""))
@@ -114,16 +108,16 @@ def text(cell: Cell, who: str) -> str:
 
 def _life(published: dict[str, list[str]], life: str) -> str:
     sequences = [each for role in published.values() for each in role if "failed" not in each]
-    if any(each != life and _is_too_much(each) for each in sequences) or "main" in published:
+    if any(each != life and _is_too_much(each, life) for each in sequences) or "main" in published:
         return "2"
     if any(each != life for each in sequences):
         return "∅"
     return "✓" if sequences else ""
 
 
-def _is_too_much(sequence: str) -> bool:
-    channels = sequence.split()
-    return len(channels) != len(set(channels))
+def _is_too_much(sequence: str, life: str) -> bool:
+    found, wanted = Counter(sequence.split()), Counter(life.split())
+    return any(found[channel] > wanted[channel] for channel in found)
 
 
 def _letters(mode: Mode, event: str) -> str:
