@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 
 from sphinx.application import Sphinx
-from sphinx.config import Config
-from sphinx.errors import ConfigError
+from sphinx.util import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
@@ -21,19 +20,18 @@ project = "engine_bridge"
 author = "The engine_bridge authors"
 extensions = ["myst_parser"]
 myst_heading_anchors = 4  # links to headings, as GitHub resolves them
-suppress_warnings = [
-    "myst.xref_missing"
-]  # README.md is no page; tests/test_guides.py sees to links
+# README.md is no page, and tests/test_guides.py sees to links.
+suppress_warnings = ["myst.xref_missing"]
 html_theme = "furo"
 html_title = project
 html_copy_source = False
 
 
-def check_contract(app: Sphinx, config: Config) -> None:
-    """Fail when the table of the contract is older than the adapters."""
+def check_contract(app: Sphinx) -> None:
+    """Warn when the table is older than the adapters; `make docs` takes that for an error."""
     taken_with = json.loads(record.RECORD.read_text())["adapters"]
     if taken_with != record.fingerprint():
-        raise ConfigError(
+        logging.getLogger(__name__).warning(
             "docs/servers/contract.md is older than the adapters that it tells of: "
             "`make contract` takes it anew, and both of its files belong to the commit"
         )
@@ -41,4 +39,4 @@ def check_contract(app: Sphinx, config: Config) -> None:
 
 def setup(app: Sphinx) -> None:
     """Check before anything is built."""
-    app.connect("config-inited", check_contract)
+    app.connect("builder-inited", check_contract)
