@@ -74,6 +74,6 @@ def plain_text(error: BaseException) -> str:
     if isinstance(error, ChannelFailures):
         texts = [plain_text(failure) for failure in error.exceptions]
         return "\n".join(texts) if all(texts) else ""
-    if isinstance(error, EngineError) and isinstance(error.__cause__, OSError | None):
+    if isinstance(error, EngineError) and isinstance(error.__cause__, OSError | EngineError | None):
         return str(error)
     return ""

@@ -38,7 +38,7 @@ from granian.wsgi import _callback_wrapper as wsgi_callback
 from engine_bridge.core.errors import EngineError
 
 from . import ServerNotAvailable
-from .base import nothing, waiting
+from .base import nothing, taking_options, waiting
 from .closing import asking_to_close
 from .listener import PAUSE, is_open
 from .worker import load
@@ -259,7 +259,8 @@ def _settings(app: Any, options: Mapping[str, Any]) -> Any:
     interface = Interfaces(options.get("interface", "asgi" if is_async else "wsgi"))
     if interface == Interfaces.RSGI:
         raise ServerNotAvailable("granian serves RSGI by its own command only")
-    return MPServer("", **{**options, **given, "interface": interface})
+    with taking_options("granian"):
+        return MPServer("", **{**options, **given, "interface": interface})
 
 
 def _scope(settings: Any) -> dict[str, Any]:

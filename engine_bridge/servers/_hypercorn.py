@@ -11,11 +11,22 @@ from hypercorn.config import Config, Sockets
 from hypercorn.typing import AppWrapper
 from hypercorn.utils import wrap_app
 
+from engine_bridge.core.errors import EngineError
+
 from . import ServerNotAvailable
 from .base import nothing
 from .closing import asking_to_close
 from .listener import Listener, all_closed
 from .worker import load
+
+
+def _config(options: Mapping[str, Any]) -> Config:
+    """Return hypercorn's configuration, which would take any name."""
+    known = Config()
+    for name in options:
+        if not hasattr(known, name):
+            raise EngineError(f"hypercorn does not take these options: it has no {name!r}")
+    return Config.from_mapping(options)
 
 
 class HypercornServing:
@@ -38,7 +49,7 @@ class HypercornServing:
         options: Mapping[str, Any],
         drain_timeout: float,
     ) -> None:
-        self._config = Config.from_mapping(options)
+        self._config = _config(options)
         wrapped = wrap_app(load(app), self._config.wsgi_max_body_size, None)
         self._app = cast(AppWrapper, asking_to_close(wrapped, lambda: self._stops))
         self._sockets = list(sockets)

@@ -8,7 +8,7 @@ from typing import Any
 
 import uvicorn
 
-from .base import nothing
+from .base import nothing, taking_options
 from .listener import Listener, all_closed
 
 CLOSE = (b"connection", b"close")
@@ -33,7 +33,9 @@ class UvicornServing(uvicorn.Server):
         options: Mapping[str, Any],
         drain_timeout: float,
     ) -> None:
-        super().__init__(uvicorn.Config(app, **options))
+        with taking_options("uvicorn"):
+            config = uvicorn.Config(app, **options)
+        super().__init__(config)
         self._sockets = sockets
         self._drain_timeout = drain_timeout
         self._listeners: list[Listener] = []

@@ -30,7 +30,7 @@ from engine_bridge.core.errors import EngineError
 
 from . import gunicorn as hooks
 from .base import waiting
-from .worker import Worker, load
+from .worker import Worker, kind_of, load
 
 LEFT_TO_CALLER = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
 SIGNALS = {*Arbiter.SIGNALS, signal.SIGCHLD} - LEFT_TO_CALLER
@@ -61,18 +61,22 @@ class GunicornServing(Worker):
 
     def run(self) -> None:
         """As of `Serving`."""
+        pid = os.getpid()
         is_main = threading.current_thread() is threading.main_thread()
         before = {signum: signal.getsignal(signum) for signum in SIGNALS if is_main}
         try:
             _OwnArbiter(self).run()
         except SystemExit as exc:
+            if os.getpid() != pid:
+                raise  # the worker ends, with the status that the main process looks for
             if exc.code:
                 raise EngineError(
                     f"gunicorn has ended with status {exc.code}; its log says why"
                 ) from exc
         finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
+            if os.getpid() == pid:
+                for signum, handler in before.items():
+                    signal.signal(signum, handler)
 
     def settings(self) -> dict[str, Any]:
         """Return what gunicorn is set to: what suits one worker, our hooks, then the options."""
@@ -119,7 +123,12 @@ class _Application(BaseApplication):  # type: ignore[misc]  # likewise
             self.cfg.set(name, value)
 
     def load(self) -> Any:
-        return load(self._serving.app)
+        app = load(self._serving.app)
+        if kind_of(app) == "asgi" and issubclass(self.cfg.worker_class, _Threads):
+            raise EngineError(
+                f'{app!r} is an ASGI application, which gunicorn serves with worker_class="asgi"'
+            )
+        return app
 
 
 class _OwnArbiter(Arbiter):  # type: ignore[misc]  # likewise

@@ -14,10 +14,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol, Self
 
 from engine_bridge.core import nets
-from engine_bridge.core.errors import RestartRefused
+from engine_bridge.core.errors import EngineError, RestartRefused
 from engine_bridge.core.host import Host, prepare_exec
 
 from . import rolls
@@ -176,6 +177,20 @@ class ServerHost(Host):
 
 def nothing(*args: object) -> None:
     """Do nothing: what is called unless somebody wants to hear of it."""
+
+
+@contextmanager
+def taking_options(server: str) -> "Iterator[None]":
+    """
+    Hand options to *server* inside.
+
+    Raises:
+        EngineError: It does not take them.
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as exc:
+        raise EngineError(f"{server} does not take these options: {exc}") from None
 
 
 def waiting(listener: "socket") -> "Iterator[None]":

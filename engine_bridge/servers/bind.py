@@ -23,8 +23,9 @@ class Bound:
         self._file: os.stat_result | None = None
         try:
             self.socket = self._listen(bind)
-        except OSError as exc:
-            raise EngineError(f"cannot serve on {bind}: {_reason(exc)}") from exc
+        except (OSError, UnicodeError) as exc:
+            cause = exc if isinstance(exc, OSError) else None
+            raise EngineError(f"cannot serve on {bind}: {_reason(exc)}") from cause
         name = self.socket.getsockname()
         self.address = f"unix:{name}" if isinstance(name, str) else _with_port(*name[:2])
 
@@ -60,7 +61,7 @@ class Bound:
 def parse(bind: str) -> tuple[str, int]:
     """Return host and port of *bind*."""
     host, _, port = bind.rpartition(":")
-    if not host or not port.isascii() or not port.isdecimal() or int(port) > 65535:
+    if not host or not port.isascii() or not port.isdecimal() or int(port[:6]) > 65535:
         raise EngineError(f"not an address to serve on: {bind!r}; {USAGE}")
     if ":" in host and not (host.startswith("[") and host.endswith("]")):
         raise EngineError(f"not an address to serve on: {bind!r}; {USAGE}")
@@ -103,8 +104,10 @@ def _remove_stale(path: str) -> None:
     os.unlink(path)
 
 
-def _reason(exc: OSError) -> str:
+def _reason(exc: OSError | UnicodeError) -> str:
     """Say what is wrong, and what to do."""
+    if isinstance(exc, UnicodeError):
+        return "no such host (that cannot be a name of one)"
     match exc.errno:
         case errno.EADDRINUSE:
             return "another process listens there; stop that, or choose another address"

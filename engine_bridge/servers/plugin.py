@@ -61,7 +61,7 @@ class ServerPlugin(Plugin):
         EngineError: Something is no application, no server, or no address.
     """
 
-    channels = ("start", "drain", "stop")
+    channels = ("start", "drain", "stop", "fork")
 
     def __init__(
         self,
@@ -149,6 +149,12 @@ class ServerPlugin(Plugin):
         run.end(0.0 if self.engine.draining.is_set() else GRACE)
 
     stop.priority = 25.0  # type: ignore[attr-defined]  # likewise
+
+    def fork(self) -> None:
+        """Forget what serves: in a forked child it is the parent's."""
+        run, self._run, self._leaving, self.address = self._run, None, None, None
+        if run is not None:
+            run.close()
 
     def _choose(self, app: "Any") -> str:
         """Return the name of the server for *app*; a child has a look at it by itself."""
@@ -251,6 +257,10 @@ class _Run:
         if not self._told:
             self._told = True
             self._serving.stop()
+
+    def close(self) -> None:
+        """Close the socket of this process, and leave its file."""
+        self._bound.close()
 
     def end(self, grace: float) -> None:
         """Have it gone: cut it off after *grace* seconds; raise if it had died."""

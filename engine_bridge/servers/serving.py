@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from importlib import import_module
 
 from engine_bridge.core import nets, signals
+from engine_bridge.core.errors import EngineError
 
 from . import ServerNotAvailable, load_server
 from .base import version
@@ -57,6 +58,7 @@ def serve(
 
     Raises:
         ServerNotAvailable: There is no such server, or it cannot serve like that.
+        EngineError: Something is no application, no socket that can listen, or no option.
     """
     serving = make_serving(app, sockets, options, server=server, drain_timeout=drain_timeout)
     with _told_by_signals(serving.stop):
@@ -73,11 +75,22 @@ def make_serving(
 ) -> "Serving":
     """Return what serves when it is run, and leaves when it is told to. Arguments as of `serve`."""
     make = _find(server)
-    for sock in sockets:
-        sock.listen(socket.SOMAXCONN)
-        sock.setblocking(False)  # another process may take the connection that woke this one
+    if not callable(app) and not isinstance(app, str):
+        raise EngineError(f"serve wants an application, or its name, got {app!r}")
+    _prepare(sockets)
     serving: Serving = make(app, sockets, options or {}, drain_timeout)
     return serving
+
+
+def _prepare(sockets: Sequence[socket.socket]) -> None:
+    if isinstance(sockets, socket.socket) or not sockets:
+        raise EngineError(f"serve wants a list of one socket at least, got {sockets!r}")
+    for sock in sockets:
+        try:
+            sock.listen(socket.SOMAXCONN)
+            sock.setblocking(False)  # another process may take the connection that woke this one
+        except (AttributeError, OSError) as exc:
+            raise EngineError(f"cannot serve on {sock!r}: {exc}") from exc
 
 
 def check_server(server: str) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from engine_bridge.core.host import Host
 
-from .base import Stack, by_sigterm, nothing, single, waiting
+from .base import Stack, by_sigterm, nothing, single, taking_options, waiting
 from .worker import Duplicates, Leaving, Worker
 
 TYPE_CHECKING = False
@@ -41,7 +41,8 @@ class WaitressServing(Worker):
 
         channels: dict[int, Any] = {}
         with self.leaving as leaving, Duplicates(self.sockets) as sockets:
-            create_server(self.app, map=channels, sockets=sockets, **self.options)
+            with taking_options("waitress"):
+                create_server(self.app, map=channels, sockets=sockets, **self.options)
             listeners = [each for each in channels.values() if each.accepting]
             for listener in listeners:
                 listener.channel_class = _channel_class(leaving)

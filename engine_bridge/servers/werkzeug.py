@@ -108,4 +108,6 @@ def _server(
     host, port = (f"unix://{name}", 0) if listener.family == AF_UNIX else name[:2]
     server = Server(host, port, app, fd=listener.fileno(), **theirs)
     server.socket.setblocking(False)
+    if server.ssl_context is not None:  # the handshake is for who reads, in a thread of its own
+        vars(server.socket)["do_handshake_on_connect"] = False
     return server

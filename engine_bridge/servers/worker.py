@@ -9,10 +9,12 @@ import select
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from operator import attrgetter
 from time import monotonic
 from typing import Self
 
 from engine_bridge.core.bus import is_async
+from engine_bridge.core.errors import EngineError
 
 from .base import nothing
 
@@ -22,12 +24,34 @@ if TYPE_CHECKING:
 
 
 def load(app: "Any") -> "Any":
-    """Return the application, imported if it is given as `module:attribute`."""
-    if not isinstance(app, str):
-        return app
-    from werkzeug.utils import import_string
+    """
+    Return the application, imported if it is given as `module:attribute`.
 
-    return import_string(app)
+    Raises:
+        EngineError: There is none of that name, or it is none.
+    """
+    found = _import(app) if isinstance(app, str) else app
+    if not callable(found):
+        raise EngineError(f"no application: {app!r} is {found!r}, which cannot be called")
+    return found
+
+
+def _import(name: str) -> "Any":
+    from importlib import import_module
+
+    module, _, attribute = name.partition(":")
+    if not (module and attribute):
+        raise EngineError(f"not the name of an application: {name!r}; write module:attribute")
+    try:
+        imported = import_module(module)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or not f"{module}.".startswith(f"{exc.name}."):
+            raise  # what it imports is at fault
+        raise EngineError(f"cannot import {name!r}: there is no module {exc.name!r}") from None
+    try:
+        return attrgetter(attribute)(imported)
+    except AttributeError:
+        raise EngineError(f"cannot import {name!r}: {module} has no {attribute!r}") from None
 
 
 def kind_of(app: "Any") -> str:

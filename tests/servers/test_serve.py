@@ -38,6 +38,7 @@ from servers.launch import (
     release,
 )
 
+from engine_bridge import EngineError
 from engine_bridge.servers import ServerNotAvailable
 from engine_bridge.servers.serving import make_serving
 
@@ -186,6 +187,22 @@ def test_worker_starts_and_stops_once(case: Case, listening: socket.socket, tmp_
     (serving,) = (e.pid for e in worker.journal() if e.channel == "start")
     assert_once(worker, *LIFE, pids=[serving])
     assert_answered_before_stop(worker)
+    assert [e.pid for e in worker.journal() if e.channel == "returned"] == [worker.pid]
+
+
+def test_failing_start_ends_gunicorn(listening: socket.socket, tmp_path: Path) -> None:
+    """The main process sees that a worker could not start, and tries no further."""
+    words = [sys.executable, "-m", "servers.apps.serve", "gunicorn", WSGI]
+    with run_server(
+        [*words, str(listening.fileno()), "{}"],
+        cwd=tmp_path,
+        env={"APP_FAILS_UNTIL": "never"},
+        ready=lambda server: True,
+        pass_fds=[listening.fileno()],
+    ) as worker:
+        assert worker.wait_exit() == 1
+    assert worker.output().count("Booting worker") == 1
+    assert "EngineError: gunicorn has ended with status 3; its log says why" in worker.output()
 
 
 def test_second_signal_cuts_off(case: Case, listening: socket.socket, tmp_path: Path) -> None:
@@ -383,6 +400,26 @@ def test_serves_over_tls(case: Case, listening: socket.socket, tmp_path: Path) -
         assert worker.wait_exit() == 0
 
 
+def test_client_without_handshake_keeps_nobody(
+    case: Case, listening: socket.socket, tmp_path: Path
+) -> None:
+    """It connects and says nothing; the worker leaves all the same when its time is over."""
+    if not case.tls:
+        pytest.skip(f"{case.server} knows no TLS")
+    files = _certificate(trustme.CA(), tmp_path)
+    options: dict[str, object] = {name: text.format(**files) for name, text in case.tls.items()}
+    options["drain_timeout"] = 0.2
+    if case.server == "cheroot":
+        options["timeout"] = 1
+    with (
+        run_worker(case, listening, tmp_path, case.plain, (), **options) as worker,
+        ExitStack() as s,
+    ):
+        _accepted(worker, s)
+        worker.signal(signal.SIGTERM)
+        assert worker.wait_exit() == 0
+
+
 def _certificate(authority: trustme.CA, folder: Path) -> dict[str, str]:
     certificate = authority.issue_cert("localhost")
     files = {"cert": str(folder / "cert.pem"), "key": str(folder / "key.pem")}
@@ -393,6 +430,23 @@ def _certificate(authority: trustme.CA, folder: Path) -> dict[str, str]:
 
 
 # What cannot be served
+
+
+def test_what_can_not_be_served_is_named(listening: socket.socket) -> None:
+    """Neither what is no application nor what is no listening socket."""
+
+    def app() -> None:
+        """Serve nothing."""
+
+    with pytest.raises(EngineError, match="wants an application, or its name, got None"):
+        make_serving(None, [listening], server="waitress")
+    for nothing in ((), listening):
+        with pytest.raises(EngineError, match="wants a list of one socket at least"):
+            make_serving(app, nothing, server="waitress")  # type: ignore[arg-type]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for wrong in (sock, 3):
+            with pytest.raises(EngineError, match="cannot serve on "):
+                make_serving(app, [wrong], server="waitress")  # type: ignore[list-item]
 
 
 def test_unknown_server_is_named() -> None:

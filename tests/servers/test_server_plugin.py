@@ -367,6 +367,7 @@ def test_address_in_use_is_told() -> None:
         ("192.0.2.1:8000", "this machine has no such address"),
         ("unix:/no/such/folder/socket", "there is no such directory"),
         ("unix:/tmp/" + "x" * 120, "AF_UNIX path too long"),
+        (".:8000", "no such host (that cannot be a name of one)"),
         ("unix:/etc/hostname", "that file is no socket; remove it, or choose another path"),
     ],
 )
@@ -378,7 +379,17 @@ def test_bind_failure_is_one_sentence(bind: str, reason: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "bind", ["8000", "localhost", ":8000", "::1:8000", "127.0.0.1:99999", "unix:", 8000]
+    "bind",
+    [
+        "8000",
+        "localhost",
+        ":8000",
+        "::1:8000",
+        "127.0.0.1:99999",
+        "[::1]:" + "9" * 5000,
+        "unix:",
+        8000,
+    ],
 )
 def test_bad_address_is_refused(bind: str) -> None:
     """What is no address is refused when the plugin is made."""
@@ -407,6 +418,90 @@ def test_application_must_suit_the_server() -> None:
     engine = Engine()
     text = fails_to_start(engine, ServerPlugin(engine, respond, "gunicorn", "127.0.0.1:0"))
     assert "give it as 'module:attribute'" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("nomodule:app", "cannot import 'nomodule:app': there is no module 'nomodule'"),
+        ("os.no.such:app", "cannot import 'os.no.such:app': there is no module 'os.no'"),
+        ("os:nope", "cannot import 'os:nope': os has no 'nope'"),
+        ("os:sep", "no application: 'os:sep' is '/', which cannot be called"),
+        ("os", "not the name of an application: 'os'; write module:attribute"),
+    ],
+)
+def test_name_of_no_application_is_one_sentence(name: str, reason: str) -> None:
+    """It says what is not there."""
+    engine = Engine()
+    assert fails_to_start(engine, ServerPlugin(engine, name, bind="127.0.0.1:0")) == reason
+
+
+@pytest.mark.parametrize("name", ["uvicorn", "hypercorn", "waitress", "cheroot"])
+def test_unknown_option_is_one_sentence(name: str) -> None:
+    """It names the option."""
+    engine = Engine()
+    app = respond if KINDS[name] == "wsgi" else respond_async
+    plugin = ServerPlugin(engine, app, name, "127.0.0.1:0", nosuch=1)
+    assert "'nosuch'" in fails_to_start(engine, plugin)
+
+
+@pytest.mark.parametrize(
+    ("name", "app", "words"),
+    [
+        ("granian", ASGI, "granian does not take these options: .*'nosuch'"),
+        ("gunicorn", WSGI, "nosuch"),
+        ("gunicorn", f"{__name__}:respond_async", "is an ASGI application, which gunicorn serves"),
+        ("gunicorn", "nomodule:app", "cannot import 'nomodule:app': there is no module 'nomodule'"),
+    ],
+)
+def test_child_that_cannot_serve_says_why(name: str, app: str, words: str, tmp_path: Path) -> None:
+    """It does so on the standard error, once, and the start fails."""
+    option = ", nosuch=1" if "nosuch" in words else ""
+    text = f"""
+    from engine_bridge import engine
+    from engine_bridge.servers import ServerPlugin
+    ServerPlugin(engine, {app!r}, {name!r}, "127.0.0.1:0"{option}).subscribe()
+    engine.start()
+    """
+    with start_script(textwrap.dedent(text), cwd=tmp_path) as process:
+        assert process.wait_exit() == 1
+        assert len(re.findall(words, process.output())) in {1, 2}, process.output()  # and its trace
+        assert re.search(rf"{name} has ended with status \d; its log says why", process.output())
+
+
+def test_forked_child_serves_anew(tmp_path: Path) -> None:
+    """What serves is the parent's; the child has none, and can begin its own."""
+    text = source(
+        """
+        engine.start()
+        tell()
+        child = os.fork()
+        if not child:
+            record("forked", address=plugin.address)
+            engine.start()
+            tell()
+            engine.block()
+            sys.exit()
+        while not os.path.exists("done"):
+            time.sleep(0.01)
+        os.kill(child, signal.SIGTERM)
+        record("ended", status=os.waitpid(child, 0)[1])
+        engine.exit()
+        """
+    )
+    app = "servers.apps.plain:wsgi"
+    with start_script(text, app, "waitress", cwd=tmp_path) as process:
+        parents = wait_port_of(process)
+        own = wait_port_of(process, 2)
+        assert get(parents, "/pid").ok
+        assert get(own, "/pid").ok
+        assert parents != own
+        (tmp_path / "done").touch()
+        assert process.wait_exit() == 0
+    facts = {entry.channel: entry.facts for entry in process.journal()}
+    assert facts["forked"] == {"address": None}
+    assert facts["ended"] == {"status": 0}
+    assert_once(process, "start", "drain", "stop", "exit", count=2)
 
 
 # Unix sockets and IPv6
