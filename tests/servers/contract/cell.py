@@ -115,6 +115,7 @@ def _live(mode: Mode, event: str, folder: Path, alone: bool) -> Found:
         old = _warm_up(mode, server, at_once=event == "start")
         if EVENTS[event].to:
             held = hold_request(server)
+            assert not mode.hands_on or attempt(server.port).ok
         _settle(mode, server)
         asked = start_request(server.port, "/restart") if event == "restart" else None
         told = _tell(event, server, old)

@@ -66,6 +66,8 @@ class Mode:
         quick: The events that `make test` has.
         ready: What the output says of each worker that can be told to go, if that is not when it
             answers.
+        hands_on: Whether its main thread hands each request on to another. A KeyboardInterrupt amid
+            that closes the connection; when it answers the next request it is through.
         settles: Whether a worker counts as busy for a moment after its answer.
         replaces_one: Whether `restart()` replaces no worker but the one that asks.
         deaf: Whether orphans ignore SIGTERM, so that they must be killed.
@@ -90,6 +92,7 @@ class Mode:
     ends_by: int = signal.SIGTERM
     quick: tuple[str, ...] = ()
     ready: str = ""
+    hands_on: bool = False
     settles: bool = False
     replaces_one: bool = False
     deaf: bool = False
@@ -349,6 +352,7 @@ def script(family: str, name: str = "", **facts: object) -> Mode:
         "kind": "wsgi",
         "follows": SINGLE,
         "needs": (family,) if family != "wsgiref" else (),
+        "hands_on": family in {"werkzeug", "flask", "django"},
         "quick": ("term",),
         "command": [*SERVE, family, "{app}", "{port}"],
         **facts,
