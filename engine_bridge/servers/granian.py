@@ -61,8 +61,15 @@ def mend_signals() -> None:
     def set_loop_signals_once(loop: "Any") -> "Any":
         event = set_loop_signals(loop)
         tell = _once(event.set)
+
+        def tell_soon(*args: object) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(tell)
+
         for signum in END:
             loop.add_signal_handler(signum, tell)
+            signal.signal(signum, tell_soon)  # between start-up and serving the loop hears of none
+            signal.siginterrupt(signum, False)
         return event
 
     def set_sync_signals_once() -> "Any":

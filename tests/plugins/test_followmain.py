@@ -45,6 +45,8 @@ def test_workers_leave_when_the_main_process_was_killed(words: list[str], tmp_pa
     """Each worker stops once and is gone; the port is free again."""
     with run_server(words, cwd=tmp_path, env={"APP_FOLLOWS_MAIN": "1"}) as server:
         workers = wait_started(server, 2)
+        if "granian" in words:
+            server.wait_line("Started worker-", 2)  # before that a signal may be lost on it
         server.signal(signal.SIGKILL)
         server.wait_exit()
         for pid in workers:

@@ -31,6 +31,7 @@ def test_each_worker_starts_and_stops_once(
     ready = publishes("started", workers) if app == ASGI else accepts
     with run_server(command, cwd=tmp_path, env=env, ready=ready) as server:
         started = wait_started(server, workers)
+        server.wait_line("Started worker-", workers)  # before that a signal may be lost on it
         assert int(path.read_text()) == server.pid
         held = hold_request(server)
         server.signal(signal.SIGTERM)
@@ -49,6 +50,7 @@ def test_ctrl_c_ends_it(interface: str, app: str, trial: int, tmp_path: Path) ->
     command = [*GRANIAN, "--interface", interface, "--workers", "2", app]
     with run_server(command, cwd=tmp_path, ready=accepts) as server:
         started = wait_started(server, 2)
+        server.wait_line("Started worker-", 2)  # as above
         held = hold_request(server)
         server.signal_group(signal.SIGINT)
         server.wait_published("drain", 2)
