@@ -11,6 +11,7 @@ from engine_bridge.core.engine import Engine
 from engine_bridge.core.host import Host, current_host
 from engine_bridge.frameworks import asgi as asgi_adapter
 from engine_bridge.frameworks import wsgi as wsgi_adapter
+from engine_bridge.servers.base import version
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,13 +41,8 @@ def describe(host: Host) -> str:
 
 
 def _version(server: str) -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
     package = {"runserver": "django"}.get(server, server)
-    try:
-        return version(package) if package else ""
-    except PackageNotFoundError:
-        return ""  # it is no Python package
+    return version(package) if package else ""
 
 
 def _facts() -> bytes:
