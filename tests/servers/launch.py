@@ -2,7 +2,6 @@
 
 import signal
 import sys
-from collections.abc import Collection
 from pathlib import Path
 
 from processes import (
@@ -111,8 +110,3 @@ def assert_answered_before_stop(server: Server) -> None:
     for pid in held:
         order = [c for c in published[pid] if c in {"released", "stop"}]
         assert order == ["released", "stop"], server.report(f"in {pid}: {order}")
-
-
-def assert_gone(path: Path, pids: Collection[int]) -> None:
-    """Check that the PID file *path* is gone; *pids* are those that it might have named."""
-    assert not path.exists(), f"{path} is left and names {path.read_text()}; known: {pids}"
