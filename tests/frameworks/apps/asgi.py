@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from frameworks.apps.lifecycle import PAUSE, hold_async, use
+from frameworks.apps.lifecycle import hold_async, use
 from journal import record
+from released import PAUSE
 
 from engine_bridge.frameworks.asgi import EngineMiddleware
 

@@ -1,21 +1,16 @@
 """What each application of the matrix has: a database, a task that runs by itself, and a plugin."""
 
-import asyncio
 import os
 import sqlite3
-import time
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 from journal import record
+from released import wait_released, wait_released_async
 
 from engine_bridge import engine
 from engine_bridge.core.records import Record, StateChanged
 from engine_bridge.plugins import Monitor, Plugin
-
-RELEASE = Path("release")  # in the working directory; the test makes it
-PAUSE = 0.01  # between two looks at it
 
 for channel in ("start", "drain", "stop", "exit"):
     engine.subscribe(channel, partial(record, channel))
@@ -68,8 +63,7 @@ def use() -> str:
 def hold() -> str:
     """Be a request that ends when the test says so."""
     record("held")
-    while not RELEASE.exists():
-        time.sleep(PAUSE)
+    wait_released()
     record("released")
     return use()
 
@@ -77,7 +71,6 @@ def hold() -> str:
 async def hold_async() -> str:
     """Be one on the loop."""
     record("held")
-    while not RELEASE.exists():  # noqa: ASYNC110  # a test in another process
-        await asyncio.sleep(PAUSE)
+    await wait_released_async()
     record("released")
     return use()

@@ -3,8 +3,9 @@
 import time
 from typing import TYPE_CHECKING
 
-from frameworks.apps.lifecycle import PAUSE, hold, use
+from frameworks.apps.lifecycle import hold, use
 from journal import record
+from released import PAUSE
 
 from engine_bridge.frameworks.wsgi import EngineMiddleware
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 from frameworks.patterns.life import PATIENCE, TICK
 from journal import record
-from servers.apps.lifecycle import PAUSE, RELEASE
+from released import wait_released_async
 
 from engine_bridge import engine
 
@@ -27,8 +27,7 @@ async def wait_for_news() -> bool:
 async def pieces() -> AsyncIterator[bytes]:
     """Yield a download, whose end gives the worker something to do."""
     yield b"begun\n"
-    while not RELEASE.exists():  # noqa: ASYNC110  # a test in another process
-        await asyncio.sleep(PAUSE)
+    await wait_released_async()
     jobs.put_nowait("downloaded")
     yield b"ended\n"
 

@@ -1,13 +1,12 @@
 """What lasts, as one writes it for threads."""
 
 import threading
-import time
 from collections.abc import Iterator
 from queue import SimpleQueue
 
 from frameworks.patterns.life import PATIENCE, TICK
 from journal import record
-from servers.apps.lifecycle import PAUSE, RELEASE
+from released import wait_released
 
 from engine_bridge import engine
 
@@ -29,8 +28,7 @@ def wait_for_news() -> bool:
 def pieces() -> Iterator[bytes]:
     """Yield a download, whose end gives the worker something to do."""
     yield b"begun\n"
-    while not RELEASE.exists():
-        time.sleep(PAUSE)
+    wait_released()
     jobs.put("downloaded")
     yield b"ended\n"
 

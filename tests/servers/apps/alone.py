@@ -5,22 +5,17 @@ They start and stop as is usual without one: by lifespan, or where there is none
 imported and at exit.
 """
 
-import asyncio
 import atexit
 import os
-import time
-from pathlib import Path
 
 from journal import record
+from released import wait_released, wait_released_async
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
     from typing import Any
     from wsgiref.types import StartResponse, WSGIEnvironment
-
-RELEASE = Path("release")  # as in `lifecycle.py`
-PAUSE = 0.01
 
 
 def start() -> None:
@@ -44,8 +39,7 @@ def wsgi(environ: "WSGIEnvironment", start_response: "StartResponse") -> "Iterab
     """Answer, or hold the request until the test releases it."""
     if environ["PATH_INFO"] == "/held":
         record("held")
-        while not RELEASE.exists():
-            time.sleep(PAUSE)
+        wait_released()
         record("released")
     else:
         record("request")
@@ -64,8 +58,7 @@ async def asgi(
         return
     if scope["path"] == "/held":
         record("held")
-        while not RELEASE.exists():  # noqa: ASYNC110  # a test in another process
-            await asyncio.sleep(PAUSE)
+        await wait_released_async()
         record("released")
     else:
         record("request")

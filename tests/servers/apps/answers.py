@@ -5,7 +5,8 @@ import os
 from collections.abc import AsyncIterator
 
 from journal import record
-from servers.apps.lifecycle import PAUSE, RELEASE, note_released
+from released import wait_released_async
+from servers.apps.lifecycle import note_released
 
 from engine_bridge import engine
 
@@ -31,8 +32,7 @@ async def answer(path: str) -> bytes:
     match path:
         case "/held":
             record("held")
-            while not RELEASE.exists():  # noqa: ASYNC110  # a test in another process
-                await asyncio.sleep(PAUSE)
+            await wait_released_async()
             return note_released()
         case "/exit":
             await engine.exit_async()

@@ -1,13 +1,13 @@
 """A Flask application under test, with what users write for the drain."""
 
 import threading
-import time
 from collections.abc import Iterator
 from functools import partial
 
 from flask import Flask, Response, current_app, stream_with_context
 from journal import record
-from servers.apps.lifecycle import PAUSE, RELEASE, hold, instrument
+from released import PAUSE, wait_released
+from servers.apps.lifecycle import hold, instrument
 
 from engine_bridge import engine
 from engine_bridge.frameworks.flask import EngineBridge, current_engine
@@ -86,8 +86,7 @@ def download() -> Response:
 
     def pieces() -> Iterator[bytes]:
         yield b"begun\n"
-        while not RELEASE.exists():
-            time.sleep(PAUSE)
+        wait_released()
         yield b"ended\n"
 
     return Response(pieces(), mimetype="application/octet-stream")

@@ -1,13 +1,13 @@
 """What the applications of the generic adapters answer, each from a database that is a resource."""
 
 import sqlite3
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
 from journal import record
+from released import wait_released
 from servers.apps.answers import STREAMS as ASYNC_STREAMS
 from servers.apps.answers import answer as answer_async
-from servers.apps.lifecycle import PAUSE, RELEASE, instrument, note_released
+from servers.apps.lifecycle import instrument, note_released
 
 from engine_bridge import engine
 
@@ -42,8 +42,7 @@ def answer_in_thread(path: str) -> bytes:
     """Return the body of an answer."""
     if path == "/held":
         record("held")
-        while not RELEASE.exists():
-            time.sleep(PAUSE)
+        wait_released()
         body = note_released()
     else:
         record("request")

@@ -9,14 +9,13 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 
 from journal import record
+from released import PAUSE, wait_released
 
 from engine_bridge import Engine
 from engine_bridge.core.records import Record, StateChanged
 from engine_bridge.plugins import FollowMain, PIDFile, Plugin
 
 RECORDED = ("start", "drain", "stop", "exit", "main_start", "main_exit")
-RELEASE = Path("release")  # in the working directory; the test makes it
-PAUSE = 0.01  # between two looks at it
 
 
 def instrument(engine: Engine) -> None:
@@ -72,8 +71,7 @@ def wait_if_asked_to() -> None:
 def hold() -> bytes:
     """Hold a request until the test releases it; return the answer."""
     record("held")
-    while not RELEASE.exists():
-        time.sleep(PAUSE)
+    wait_released()
     return note_released()
 
 

@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 
 from journal import record
+from released import PAUSE
 from servers.apps.asgi import app
-from servers.apps.lifecycle import PAUSE
 
 from engine_bridge import engine
 

@@ -1,18 +1,14 @@
 """Views: plain ones, and some that last."""
 
 import os
-import time
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from journal import record
+from released import wait_released
 
 from engine_bridge import engine
 from shop.models import Sale
-
-RELEASE = Path("release")
-PAUSE = 0.005
 
 
 def index(request: HttpRequest) -> HttpResponse:
@@ -30,8 +26,7 @@ def restart(request: HttpRequest) -> HttpResponse:
 def held(request: HttpRequest) -> HttpResponse:
     """Answer once the test says so."""
     record("held")
-    while not RELEASE.exists():
-        time.sleep(PAUSE)
+    wait_released()
     record("released")
     return HttpResponse("released\n")
 
@@ -94,8 +89,7 @@ def download(request: HttpRequest) -> StreamingHttpResponse:
     def generate() -> Iterator[str]:
         yield "first half "
         record("half")
-        while not RELEASE.exists():
-            time.sleep(PAUSE)
+        wait_released()
         yield "second half"
 
     return StreamingHttpResponse(generate())
