@@ -24,7 +24,8 @@ bridge = EngineBridge(app)
 
 @bridge.subscribe("start", priority=20)
 def note_application() -> None:
-    """Record which application the context is for."""
+    """Record which application the context is for, and later whether the start is aborted."""
+    current_engine.aborting.tell(partial(record, "aborting"))
     record("context", app=current_app.name)
 
 
