@@ -1,6 +1,7 @@
 """What holds for every test."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,13 @@ import pytest
 from leaks import nothing_left_behind
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Whoever runs the tests may have been told to ignore signals, as by nohup or by `&` in a script;
+# what the tests start would inherit that.
+for _signum in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+    if signal.getsignal(_signum) is signal.SIG_IGN:
+        is_int = _signum == signal.SIGINT
+        signal.signal(_signum, signal.default_int_handler if is_int else signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

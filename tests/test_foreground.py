@@ -41,13 +41,16 @@ def test_ctrl_c_reaches_the_command_and_not_make(status: int, outcome: int, tmp_
     ) as terminal:
         assert terminal.stdin is not None
         assert terminal.stdout is not None
-        assert terminal.stdout.readline().strip() == b"ready"
-        terminal.stdin.write(CTRL_C)
-        terminal.stdin.flush()
-        output = terminal.stdout.read()  # until all have left
-        assert b"left" in output
-        assert (b"Error" in output) is bool(status)
-        assert terminal.wait(LIMIT) == outcome
+        try:
+            assert terminal.stdout.readline().strip() == b"ready"
+            terminal.stdin.write(CTRL_C)
+            terminal.stdin.flush()
+            output = terminal.stdout.read()  # until all have left
+            assert b"left" in output
+            assert (b"Error" in output) is bool(status)
+            assert terminal.wait(LIMIT) == outcome
+        finally:
+            terminal.kill()  # else whoever failed above would be waited for without a limit
 
 
 def test_without_a_terminal_the_command_takes_its_place() -> None:
