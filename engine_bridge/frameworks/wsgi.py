@@ -11,13 +11,12 @@ Source:
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
-from inspect import signature
 from math import ceil
 
-from engine_bridge.core.bus import is_async
 from engine_bridge.core.door import Gate
 from engine_bridge.core.engine import Engine
 from engine_bridge.core.errors import EngineError
+from engine_bridge.core.interface import interface_of
 from engine_bridge.core.requests import Requests, new_token
 from engine_bridge.frameworks.arguments import engine_for, refuse_factory
 
@@ -241,15 +240,7 @@ def _check(app: object) -> None:
             f"EngineMiddleware wants a WSGI application, which is callable; got {app!r}"
         )
     refuse_factory(app)
-    try:
-        signature(app, follow_wrapped=False).bind("environ", "start_response")
-    except ValueError:
-        is_wsgi = True  # made in C: it does not say what it takes
-    except TypeError:
-        is_wsgi = False
-    else:
-        is_wsgi = not is_async(app)
-    if not is_wsgi:
+    if interface_of(app) != "wsgi":
         raise EngineError(
             f"{app!r} is no WSGI application, to be called with environ and start_response; "
             "an ASGI application wants engine_bridge.frameworks.asgi.EngineMiddleware"

@@ -36,12 +36,12 @@ from granian.server.mp import MPServer
 from granian.wsgi import _callback_wrapper as wsgi_callback
 
 from engine_bridge.core.errors import EngineError
+from engine_bridge.core.interface import interface_of
 
 from . import ServerNotAvailable
 from .base import nothing, taking_options, waiting
 from .closing import asking_to_close
 from .listener import PAUSE, is_open
-from .worker import load
 
 FILES = ("ssl_cert", "ssl_key", "ssl_ca")
 DESCRIPTORS = "/dev/fd"
@@ -65,7 +65,7 @@ class GranianServing:
     ) -> None:
         if len(sockets) != 1:
             raise ServerNotAvailable(f"granian serves on one socket, not on {len(sockets)}")
-        self._app = load(app)
+        self._app = app
         self._socket = sockets[0]
         self._settings = _settings(self._app, options)
         self._drain_timeout = drain_timeout
@@ -253,10 +253,7 @@ class _Body:
 def _settings(app: Any, options: Mapping[str, Any]) -> Any:
     """Return granian's reading of *options*."""
     given = {name: Path(path) for name in FILES if (path := options.get(name)) is not None}
-    is_async = asyncio.iscoroutinefunction(app) or asyncio.iscoroutinefunction(
-        getattr(app, "__call__", None)  # noqa: B004  # not whether it can be called, but how
-    )
-    interface = Interfaces(options.get("interface", "asgi" if is_async else "wsgi"))
+    interface = Interfaces(options.get("interface", interface_of(app)))
     if interface == Interfaces.RSGI:
         raise ServerNotAvailable("granian serves RSGI by its own command only")
     with taking_options("granian"):

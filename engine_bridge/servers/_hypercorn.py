@@ -17,7 +17,6 @@ from . import ServerNotAvailable
 from .base import nothing
 from .closing import asking_to_close
 from .listener import Listener, all_closed
-from .worker import load
 
 
 def _config(options: Mapping[str, Any]) -> Config:
@@ -50,7 +49,7 @@ class HypercornServing:
         drain_timeout: float,
     ) -> None:
         self._config = _config(options)
-        wrapped = wrap_app(load(app), self._config.wsgi_max_body_size, None)
+        wrapped = wrap_app(app, self._config.wsgi_max_body_size, None)
         self._app = cast(AppWrapper, asking_to_close(wrapped, lambda: self._stops))
         self._sockets = list(sockets)
         self._drain_timeout = drain_timeout

@@ -8,10 +8,17 @@ from typing import Any
 
 import uvicorn
 
+from engine_bridge.core.interface import interface_of
+
 from .base import nothing, taking_options
 from .listener import Listener, all_closed
 
 CLOSE = (b"connection", b"close")
+
+
+def _interface(app: Any) -> dict[str, Any]:
+    """Return what uvicorn does not see by itself: it tells versions of ASGI apart."""
+    return {"interface": "wsgi"} if interface_of(app) == "wsgi" else {}
 
 
 class UvicornServing(uvicorn.Server):
@@ -34,7 +41,7 @@ class UvicornServing(uvicorn.Server):
         drain_timeout: float,
     ) -> None:
         with taking_options("uvicorn"):
-            config = uvicorn.Config(app, **options)
+            config = uvicorn.Config(app, **{**_interface(app), **options})
         super().__init__(config)
         self._sockets = sockets
         self._drain_timeout = drain_timeout

@@ -27,10 +27,12 @@ from gunicorn.sock import create_sockets
 from gunicorn.workers.gthread import ThreadWorker
 
 from engine_bridge.core.errors import EngineError
+from engine_bridge.core.interface import interface_of
 
 from . import gunicorn as hooks
+from .application import load
 from .base import waiting
-from .worker import Worker, kind_of, load
+from .worker import Worker
 
 LEFT_TO_CALLER = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
 SIGNALS = {*Arbiter.SIGNALS, signal.SIGCHLD} - LEFT_TO_CALLER
@@ -124,7 +126,7 @@ class _Application(BaseApplication):  # type: ignore[misc]  # likewise
 
     def load(self) -> Any:
         app = load(self._serving.app)
-        if kind_of(app) == "asgi" and issubclass(self.cfg.worker_class, _Threads):
+        if interface_of(app) == "asgi" and issubclass(self.cfg.worker_class, _Threads):
             raise EngineError(
                 f'{app!r} is an ASGI application, which gunicorn serves with worker_class="asgi"'
             )

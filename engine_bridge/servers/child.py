@@ -20,7 +20,7 @@ from contextlib import suppress
 from engine_bridge.core.errors import EngineError, plain_text
 
 from .base import Serving, nothing
-from .worker import Leaving, load, options_for
+from .worker import Leaving
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -128,15 +128,12 @@ def main() -> None:
 def _serving(plan: "dict[str, Any]") -> Serving:
     from .serving import make_serving
 
-    words, app, options = plan["words"], plan["app"], plan["options"]
-    if plan["server"] != "gunicorn":  # whose worker imports it
-        app = load(app)
-        options = {**options_for(plan["server"], app), **options}
+    words = plan["words"]
     sockets = [socket.socket(fileno=each) for each in plan["sockets"]]
     serving = make_serving(
-        app,
+        plan["app"],
         sockets,
-        options,
+        plan["options"],
         server=plan["server"],
         drain_timeout=plan["drain_timeout"],
     )

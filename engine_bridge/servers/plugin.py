@@ -16,25 +16,21 @@ from engine_bridge.core.door import served_by
 from engine_bridge.core.engine import Engine
 from engine_bridge.core.errors import EngineError
 from engine_bridge.core.host import current_host
+from engine_bridge.core.interface import interface_of
 from engine_bridge.core.plugin import Plugin
 
 from . import ServerNotAvailable
+from .application import FOR, load
 from .base import Serving, nothing
 from .bind import Bound, check
 from .child import Child
 from .serving import check_server, make_serving
-from .worker import kind_of, load, options_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
     from typing import Any
 
-FOR = {
-    "asgi": ("uvicorn", "hypercorn", "granian"),
-    "wsgi": ("waitress", "cheroot", "gunicorn", "werkzeug"),
-}  # in the order in which "auto" tries them
-WSGI_ONLY = ("waitress", "cheroot", "werkzeug")
 IN_A_CHILD = ("gunicorn", "granian")
 GRACE = 1.0  # seconds for requests in a start that is rolled back: they may wait for its end
 CUT_OFF = 10.0  # seconds in which a server that is cut off must have ended
@@ -100,7 +96,7 @@ class ServerPlugin(Plugin):
         if self._leaving is not None:
             self._leaving.ended.wait()
         signals.chain(self.engine)
-        app = self.app if self.server in IN_A_CHILD else load(self.app)
+        app = self.app if self.server in IN_A_CHILD else load(self.app, self.server)
         server = self._choose(app)
         bound = Bound(self.bind)
         try:
@@ -158,29 +154,23 @@ class ServerPlugin(Plugin):
 
     def _choose(self, app: "Any") -> str:
         """Return the name of the server for *app*; a child has a look at it by itself."""
-        if self.server in IN_A_CHILD:
+        if self.server != "auto":
             return self.server
-        kind = kind_of(app)
-        if self.server == "auto":
-            for server in FOR[kind]:
-                if find_spec(server) and (server not in IN_A_CHILD or isinstance(self.app, str)):
-                    return server
-            raise ServerNotAvailable(
-                f"no server for {kind.upper()} applications is installed: "
-                f"pip install 'engine-bridge[{FOR[kind][0]}]'"
-            )
-        if kind == "asgi" and self.server in WSGI_ONLY:
-            raise EngineError(
-                f"{self.server} serves WSGI applications, and {app!r} is an ASGI one; "
-                f"choose one of {', '.join(FOR['asgi'])}"
-            )
-        return self.server
+        interface = interface_of(app)
+        for server in FOR[interface]:
+            if find_spec(server) and (server not in IN_A_CHILD or isinstance(self.app, str)):
+                return server
+        raise ServerNotAvailable(
+            f"no server for {interface.upper()} applications is installed: "
+            f"pip install 'engine-bridge[{FOR[interface][0]}]'"
+        )
 
     def _make(self, server: str, app: "Any", bound: Bound) -> Serving:
         sockets, drain_timeout = [bound.socket], self.engine.drain_timeout
         if server not in IN_A_CHILD:
-            options = {**options_for(server, app), **self.options}
-            return make_serving(app, sockets, options, server=server, drain_timeout=drain_timeout)
+            return make_serving(
+                app, sockets, self.options, server=server, drain_timeout=drain_timeout
+            )
         if not isinstance(self.app, str):
             raise EngineError(
                 f"{server} runs in a process of its own, which has to import the application: "

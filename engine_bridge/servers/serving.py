@@ -11,6 +11,7 @@ from engine_bridge.core import nets, signals
 from engine_bridge.core.errors import EngineError
 
 from . import ServerNotAvailable, load_server
+from .application import load
 from .base import version
 
 TYPE_CHECKING = False
@@ -49,7 +50,7 @@ def serve(
     thread than the main one nothing comes of signals.
 
     Args:
-        app: An ASGI or WSGI application, as the server takes it.
+        app: An ASGI or WSGI application, or its name, `module:attribute`.
         sockets: Bound sockets, TCP or Unix. They may be shared with other processes, and stay open.
         options: The server's own, by its own names.
         server: Its name.
@@ -58,7 +59,8 @@ def serve(
 
     Raises:
         ServerNotAvailable: There is no such server, or it cannot serve like that.
-        EngineError: Something is no application, no socket that can listen, or no option.
+        EngineError: Something is no application, or none for this server, no socket that can
+            listen, or no option.
     """
     serving = make_serving(app, sockets, options, server=server, drain_timeout=drain_timeout)
     with _told_by_signals(serving.stop):
@@ -78,6 +80,8 @@ def make_serving(
     if not callable(app) and not isinstance(app, str):
         raise EngineError(f"serve wants an application, or its name, got {app!r}")
     _prepare(sockets)
+    if server != "gunicorn":  # whose worker imports it, anew each time
+        app = load(app, server)
     serving: Serving = make(app, sockets, options or {}, drain_timeout)
     return serving
 

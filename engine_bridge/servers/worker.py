@@ -9,72 +9,14 @@ import select
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from operator import attrgetter
 from time import monotonic
 from typing import Self
-
-from engine_bridge.core.bus import is_async
-from engine_bridge.core.errors import EngineError
 
 from .base import nothing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-
-def load(app: "Any") -> "Any":
-    """
-    Return the application, imported if it is given as `module:attribute`.
-
-    Raises:
-        EngineError: There is none of that name, or it is none.
-    """
-    found = _import(app) if isinstance(app, str) else app
-    if not callable(found):
-        raise EngineError(f"no application: {app!r} is {found!r}, which cannot be called")
-    return found
-
-
-def _import(name: str) -> "Any":
-    from importlib import import_module
-
-    module, _, attribute = name.partition(":")
-    if not (module and attribute):
-        raise EngineError(f"not the name of an application: {name!r}; write module:attribute")
-    try:
-        imported = import_module(module)
-    except ModuleNotFoundError as exc:
-        if exc.name is None or not f"{module}.".startswith(f"{exc.name}."):
-            raise  # what it imports is at fault
-        raise EngineError(f"cannot import {name!r}: there is no module {exc.name!r}") from None
-    try:
-        return attrgetter(attribute)(imported)
-    except AttributeError:
-        raise EngineError(f"cannot import {name!r}: {module} has no {attribute!r}") from None
-
-
-def kind_of(app: "Any") -> str:
-    """Return "asgi" or "wsgi", by what *app* can be called with."""
-    from inspect import signature
-
-    if is_async(app):
-        return "asgi"
-    try:
-        signature(app, follow_wrapped=False).bind("environ", "start_response")
-    except ValueError:
-        return "wsgi"  # made in C: it does not say what it takes
-    except TypeError:
-        return "asgi"  # three arguments, or one
-    return "wsgi"
-
-
-def options_for(server: str, app: "Any") -> dict[str, str]:
-    """Return the options by which *server* is told what kind of application *app* is."""
-    kind = kind_of(app)
-    if server == "granian" or (server, kind) == ("uvicorn", "wsgi"):
-        return {"interface": kind}
-    return {}
 
 
 class Worker:

@@ -29,6 +29,7 @@ from processes import (
     run_server,
     wait_until,
 )
+from servers.apps.plain import asgi
 from servers.launch import (
     ASGI,
     LIFE,
@@ -75,13 +76,20 @@ CASES = [
         {"access_log": False},
         {"ssl_certfile": "{cert}", "ssl_keyfile": "{key}"},
     ),
+    Case(
+        "uvicorn",
+        "wsgi",
+        {"access_log": False},
+        {"ssl_certfile": "{cert}", "ssl_keyfile": "{key}"},
+        cuts_off=False,
+    ),
     Case("hypercorn", "asgi", {}, {"certfile": "{cert}", "keyfile": "{key}"}),
     Case("hypercorn", "wsgi", {}, {"certfile": "{cert}", "keyfile": "{key}"}, cuts_off=False),
-    Case("granian", "asgi", {"interface": "asgi"}, {"ssl_cert": "{cert}", "ssl_key": "{key}"}),
+    Case("granian", "asgi", {}, {"ssl_cert": "{cert}", "ssl_key": "{key}"}),
     Case(
         "granian",
         "wsgi",
-        {"interface": "wsgi"},
+        {},
         {"ssl_cert": "{cert}", "ssl_key": "{key}"},
         cuts_off=False,
     ),
@@ -443,10 +451,22 @@ def test_what_can_not_be_served_is_named(listening: socket.socket) -> None:
     for nothing in ((), listening):
         with pytest.raises(EngineError, match="wants a list of one socket at least"):
             make_serving(app, nothing, server="waitress")  # type: ignore[arg-type]
+    with pytest.raises(EngineError, match="cannot import 'nowhere:app': there is no module"):
+        make_serving("nowhere:app", [listening], server="uvicorn")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         for wrong in (sock, 3):
             with pytest.raises(EngineError, match="cannot serve on "):
                 make_serving(app, [wrong], server="waitress")  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("server", ["waitress", "cheroot", "werkzeug"])
+@pytest.mark.parametrize("app", ["servers.apps.plain:asgi", asgi], ids=["name", "application"])
+def test_wrong_interface_is_named(server: str, app: object, listening: socket.socket) -> None:
+    """What serves WSGI only refuses an ASGI application, and says who takes it."""
+    pytest.importorskip(server)
+    sentence = f"{server} serves WSGI applications, and .* is an ASGI one; choose one of uvicorn"
+    with pytest.raises(EngineError, match=sentence):
+        make_serving(app, [listening], server=server)
 
 
 def test_unknown_server_is_named() -> None:

@@ -13,7 +13,6 @@ import threading
 from typing import Any
 
 from journal import record
-from werkzeug.utils import import_string
 
 from engine_bridge.servers import serve
 from engine_bridge.servers.serving import make_serving
@@ -28,7 +27,7 @@ def main(server: str, app: str, descriptors: str, settings: str) -> None:
     drain_timeout = options.pop("drain_timeout", 30.0)
     SOCKETS.extend(socket.socket(fileno=int(each)) for each in descriptors.split(","))
     run = run_in_thread if in_thread else serve
-    run(import_string(app), SOCKETS, options, server=server, drain_timeout=drain_timeout)
+    run(app, SOCKETS, options, server=server, drain_timeout=drain_timeout)
     record("returned")
 
 
