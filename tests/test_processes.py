@@ -810,7 +810,12 @@ LEAKS = {
 }
 
 
-# A pytest within pytest is to know nothing of it, and needs none of its plugins.
+# Seconds that a planted test has to end what it began: those that leak need not be waited for.
+MOMENT = '0.02 if "clean" not in os.environ["PYTEST_CURRENT_TEST"] else 10'
+
+# A pytest within pytest is to know nothing of it, and needs none of its plugins. Left to choose a
+# directory for its tests, it would remove those of earlier sessions, which may take long.
+PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
 ALONE = {"PYTEST_ADDOPTS": "", "PYTEST_XDIST_WORKER": "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 
 
@@ -825,14 +830,14 @@ def test_fixture_fails_each_test_that_leaks(tmp_path: Path, options: list[str]) 
     """Who leaves a process, thread, descriptor, handler or file is blamed, and nobody else."""
     if options:
         pytest.importorskip("xdist")
-    patient, hasty = "nothing_left_behind(ROOT)", "nothing_left_behind(ROOT, moment=0.02)"
+    patient, hasty = "nothing_left_behind(ROOT)", f"nothing_left_behind(ROOT, moment={MOMENT})"
     conftest = (TESTS / "conftest.py").read_text()
     assert patient in conftest
     folder = tmp_path / "tests"
     folder.mkdir()
     (folder / "conftest.py").write_text(conftest.replace(patient, hasty))
     (folder / "test_planted.py").write_text(PLANTED)
-    argv = [sys.executable, "-m", "pytest", "-rE", "-p", "no:cacheprovider", "tests", *options]
+    argv = [*PYTEST, f"--basetemp={tmp_path}/base", "-rE", "tests", *options]
     with start_process(argv, cwd=tmp_path, env=ALONE) as process:
         assert process.wait_exit(15) == 1
     blamed = {

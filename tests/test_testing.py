@@ -456,7 +456,8 @@ def run_pytest(folder: Path, source: str) -> tuple[int, str]:
     (folder / "conftest.py").write_text(CONFTEST)
     (folder / "test_it.py").write_text(source)
     options = ["-q", "-c", os.devnull, "--rootdir", ".", "-p", "no:cacheprovider"]
-    command = [sys.executable, "-m", "pytest", *options, "."]
+    base = f"--basetemp={folder}/base"  # else it would remove those of earlier sessions
+    command = [sys.executable, "-m", "pytest", base, *options, "."]
     env = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     with start_process(command, cwd=folder, env=env) as process:
         status = process.wait_exit(15)
