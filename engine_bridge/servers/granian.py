@@ -6,14 +6,13 @@ Source:
 """
 
 import signal
-import socket
 import sys
-import threading
 
 from engine_bridge.core import nets, signals
 from engine_bridge.core.host import Host, worker_of
 
-from .base import Roll, ServerHost, Stack, by_sigterm, nothing, single
+from .base import Roll, ServerHost, Stack, by_sigterm, single
+from .waking import Waker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ def mend_signals() -> None:
             signal.signal(signum, tell)
         for gate in nets.gates("wsgi"):
             signals.chain(gate.engine)
-        _wake_main_thread()
+        Waker().start()
         return event
 
     granian.set_loop_signals = set_loop_signals_once
@@ -94,21 +93,3 @@ def _once(call: "Callable[[], object]") -> "Callable[..., None]":
             calls.pop()()
 
     return call_once
-
-
-def _wake_main_thread() -> None:
-    """Have the main thread look for signals when another one has taken one."""
-    if not hasattr(signal, "SIGURG") or signal.getsignal(signal.SIGURG) is not signal.SIG_DFL:
-        return  # it is somebody's, and there is no other signal that nobody misses
-    ear, bell = socket.socketpair()
-    bell.setblocking(False)
-    signal.set_wakeup_fd(bell.detach(), warn_on_full_buffer=False)
-    signal.signal(signal.SIGURG, nothing)
-    main = threading.main_thread().ident or 0
-
-    def wake() -> None:
-        while number := ear.recv(1):
-            if number[0] != signal.SIGURG:
-                signal.pthread_kill(main, signal.SIGURG)
-
-    threading.Thread(target=wake, name="engine wakes main thread", daemon=True).start()

@@ -13,6 +13,7 @@ from engine_bridge.core.errors import EngineError
 from . import ServerNotAvailable, load_server
 from .application import load
 from .base import version
+from .waking import Waker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -146,7 +147,8 @@ def _told_by_signals(stop: Callable[[], object]) -> "Iterator[None]":
     for gate in nets.gates("wsgi") + nets.gates("asgi"):
         signals.chain(gate.engine)
     try:
-        yield
+        with Waker():
+            yield
     finally:
         for number, found in earlier.items():
             signal.signal(number, found)

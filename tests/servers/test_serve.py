@@ -243,6 +243,18 @@ def test_threads_that_nothing_cuts_off_are_waited_for(
     assert_once(worker, *LIFE, pids=[e.pid for e in worker.journal() if e.channel == "start"])
 
 
+def test_signal_that_another_thread_takes_is_heard(
+    case: Case, listening: socket.socket, tmp_path: Path
+) -> None:
+    """The main thread, where Python handles it, leaves its sleep for it."""
+    options = {"told_in_thread": True}
+    with run_worker(case, listening, tmp_path, case.plain, (), **options) as worker:
+        assert get(worker.port, "/pid").ok
+        release(tmp_path)
+        assert worker.wait_exit() == 0
+    assert "returned" in worker.published()[worker.pid]
+
+
 def test_drain_timeout_bounds_the_wait(
     case: Case, listening: socket.socket, tmp_path: Path
 ) -> None:
