@@ -72,6 +72,7 @@ _dropped: list[BaseException] = []  # of those, what nobody got
 _is_again = False  # whether the next signal is one that we send for those
 _unwinding: list[BaseException] = []  # what unwinds the main thread when it leaves our code
 _shielded: "set[CodeType]" = set()
+_quitting: "weakref.WeakSet[Any]" = weakref.WeakSet()  # uvicorn's servers that SIGQUIT has told
 
 
 class Handler:
@@ -148,6 +149,7 @@ class Handler:
         except KeyError:
             return
         if not self._held_for:
+            _before_server_handler(signum)
             self.predecessor(signum, None)
             _after_server_handler(signum)
 
@@ -179,6 +181,7 @@ class Handler:
                 handler._call_predecessor(signum, frame)
 
     def _call(self, signum: int, frame: "FrameType | None") -> None:
+        _before_server_handler(signum)
         try:
             self.predecessor(signum, frame)
         except SystemExit as exc:  # gunicorn's, on SIGQUIT
@@ -535,11 +538,29 @@ def _is_twisted(server: object) -> bool:
     return type(server).__module__.startswith("twisted.internet.")
 
 
+def _before_server_handler(signum: int) -> None:
+    """
+    Have uvicorn take SIGINT for the first word to go, where the one before was a SIGQUIT.
+
+    On Ctrl-C gunicorn's main process may be quicker to send SIGQUIT than the terminal SIGINT, which
+    would have uvicorn drop the request in flight, and the lifespan.
+
+    Source:
+        uvicorn/server.py, `Server.handle_exit`, as of 0.54: the second SIGINT forces it.
+    """
+    server = uvicorn_server()
+    if signum == signal.SIGINT and server is not None and server in _quitting:
+        _quitting.discard(server)
+        server.should_exit = False
+
+
 def _after_server_handler(signum: int) -> None:
     """Have uvicorn leave where gunicorn's worker only flags itself, at which nobody looks."""
     server = uvicorn_server()
-    if signum == getattr(signal, "SIGQUIT", None) and server is not None:
-        server.should_exit = True
+    if signum != getattr(signal, "SIGQUIT", None) or server is None or server.should_exit:
+        return
+    _quitting.add(server)
+    server.should_exit = True
 
 
 def _hypercorn_drains() -> bool:

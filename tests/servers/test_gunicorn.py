@@ -122,6 +122,32 @@ def test_preloaded_main_process_hears_of_itself(tmp_path: Path) -> None:
     assert server.published()[server.pid] == ["main_start", "main_exit"]
 
 
+@pytest.mark.parametrize("preload", [[], ["--preload"]], ids=["loads", "preloads"])
+@pytest.mark.parametrize("config", [[], CONFIG], ids=["plain", "config"])
+@pytest.mark.parametrize(
+    ("kind", "app"),
+    [("gthread", WSGI), ("asgi", ASGI), pytest.param(UVICORN_WORKER, ASGI, id="uvicorn_worker")],
+)
+def test_main_process_is_quicker_than_ctrl_c(
+    kind: str, app: str, config: list[str], preload: list[str], tmp_path: Path
+) -> None:
+    """A worker that gets its SIGQUIT before the terminal's SIGINT answers what it has begun."""
+    need(kind)
+    command = [*GUNICORN, "-w", "1", "-k", kind, *config, *preload, app]
+    with run_server(command, cwd=tmp_path, ready=answers()) as server:
+        held = hold_request(server)
+        (worker,) = who_published(server, "held")
+        send_signal(worker, signal.SIGQUIT)
+        server.wait_published("drain")
+        send_signal(worker, signal.SIGINT)
+        release(tmp_path)
+        assert held.result().ok
+        server.wait_published("exit")
+        server.signal(signal.SIGTERM)
+        assert server.wait_exit() == 0
+    assert_once(server, *LIFE, pids=[worker])
+
+
 @EVERY_WORKER
 @pytest.mark.parametrize("config", [[], CONFIG], ids=["plain", "config"])
 def test_ctrl_c_stops_each_worker_once(
