@@ -17,6 +17,7 @@ from released import wait_released
 
 from engine_bridge.servers import serve
 from engine_bridge.servers.serving import make_serving
+from engine_bridge.servers.waking import Waker
 
 SOCKETS: list[socket.socket] = []  # open to the end: what restarts the process inherits them again
 
@@ -46,7 +47,8 @@ def run_in_thread(*args: Any, **kwargs: Any) -> None:
     signal.signal(signal.SIGTERM, lambda *_: serving.stop())
     thread = threading.Thread(target=serving.run, name="server")
     thread.start()
-    thread.join()
+    with Waker():
+        thread.join()
 
 
 if __name__ == "__main__":
