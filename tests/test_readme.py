@@ -41,7 +41,9 @@ SNIPPETS = snippets()
 def serve(name: str, folder: Path, status: int, ready: Ready = accepts) -> Server:
     """Do what the README says of server *name*: save, run, ask, send SIGTERM."""
     (folder / "app.py").write_text(SNIPPETS[name].program)
-    with run_server(command(SNIPPETS[name].serve), cwd=folder, ready=ready) as server:
+    whole_lines = {"PYTHONUNBUFFERED": ""}  # else each word is written apart, between another's
+    argv = command(SNIPPETS[name].serve)
+    with run_server(argv, cwd=folder, env=whole_lines, ready=ready) as server:
         answer = get(server.port)
         assert answer.ok, server.report()
         assert answer.body.startswith(b"Hello")
