@@ -2,7 +2,6 @@
 
 import sys
 
-from . import servers
 from .core import host
 from .core.engine import Engine
 from .core.errors import (
@@ -27,7 +26,15 @@ __all__ = [
 
 engine = Engine()
 
-host.find_server = servers.find_server  # now: a start may come when rights to read are dropped
+
+def _find_server() -> host.Host | None:
+    """Ask the adapters, which the core does not know, when an engine starts."""
+    from . import servers
+
+    return servers.find_server()
+
+
+host.find_server = _find_server
 
 if "granian._signals" in sys.modules:  # it loads the application; when an engine starts is too late
     from .servers.granian import mend_signals
