@@ -74,7 +74,17 @@ def source(*parts: str, handler: bool = True) -> str:
     return "\n".join(map(textwrap.dedent, (begin, *parts)))
 
 
-SERVE = "engine.start()\ntell()\nengine.block()\nrecord('returned')\n"
+SERVE = """
+def tell_when_blocking():
+    while not engine.notes.readers:  # a signal before that ends the script with 143
+        time.sleep(0.001)
+    tell()
+
+engine.start()
+threading.Thread(target=tell_when_blocking, daemon=True).start()
+engine.block()
+record('returned')
+"""
 
 
 def wait_port_of(process: Process, count: int = 1) -> int:
