@@ -4,6 +4,18 @@ import textwrap
 
 CHANNELS = ("start", "drain", "stop", "exit", "graceful")
 
+WHEN = """
+import threading, time
+
+def when(fact, call):
+    "Call *call* in a thread as soon as *fact* holds."
+    def wait():
+        while not fact():
+            time.sleep(0.001)
+        call()
+    threading.Thread(target=wait, daemon=True).start()
+"""
+
 BEGIN = f"""
 import os, signal, sys, threading, time
 from functools import partial
@@ -13,15 +25,7 @@ from engine_bridge.plugins import SignalHandler
 
 for channel in {CHANNELS!r}:
     engine.subscribe(channel, partial(record, channel))
-
-def when(fact, call):
-    "Call *call* in a thread as soon as *fact* holds."
-    def wait():
-        while not fact():
-            time.sleep(0.001)
-        call()
-    threading.Thread(target=wait, daemon=True).start()
-
+{WHEN}
 def block():
     "Block, and record as soon as signals find the main thread there."
     when(lambda: engine.notes._waiting, partial(record, "blocking"))

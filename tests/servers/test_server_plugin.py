@@ -20,6 +20,7 @@ from processes import (
     start_script,
     wait_until,
 )
+from scripts import WHEN
 from servers.launch import ASGI, LIFE, WSGI
 
 from engine_bridge import ChannelFailures, Engine, EngineError, State
@@ -70,21 +71,16 @@ def source(*parts: str, handler: bool = True) -> str:
 
     def tell():
         record("serving", port=int(plugin.address.rpartition(":")[2]))
+
+    def block():
+        "Block, and tell once signals find the main thread there: one before ends it with 143."
+        when(lambda: engine.notes.readers, tell)
+        engine.block()
     """
-    return "\n".join(map(textwrap.dedent, (begin, *parts)))
+    return "\n".join(map(textwrap.dedent, (WHEN, begin, *parts)))
 
 
-SERVE = """
-def tell_when_blocking():
-    while not engine.notes.readers:  # a signal before that ends the script with 143
-        time.sleep(0.001)
-    tell()
-
-engine.start()
-threading.Thread(target=tell_when_blocking, daemon=True).start()
-engine.block()
-record('returned')
-"""
+SERVE = "engine.start()\nblock()\nrecord('returned')\n"
 
 
 def wait_port_of(process: Process, count: int = 1) -> int:
@@ -489,8 +485,7 @@ def test_forked_child_serves_anew(tmp_path: Path) -> None:
         if not child:
             record("forked", address=plugin.address)
             engine.start()
-            tell()
-            engine.block()
+            block()
             sys.exit()
         while not os.path.exists("done"):
             time.sleep(0.01)
@@ -578,9 +573,8 @@ def test_server_that_dies_ends_the_engine(tmp_path: Path) -> None:
 
         plugin.app = app
         engine.start()
-        tell()
         try:
-            engine.block()
+            block()
         except Exception as exc:
             record("raised", error=str(exc))
         """
