@@ -96,6 +96,7 @@ __all__ = [
     "start_process",
     "start_request",
     "start_script",
+    "wait_asleep",
     "wait_gone",
     "wait_line",
     "wait_port",
@@ -313,6 +314,26 @@ def adopt_orphans() -> None:
         raise OSError(ctypes.get_errno(), "prctl")  # pragma: no cover -- not since Linux 3.4
 
 
+def wait_asleep(pid: int, limit: float = 10.0) -> None:
+    """
+    Wait until the main thread of *pid* sleeps, so that a signal wakes it.
+
+    Python looks for signals between two of its steps. One that comes after the last look, as the
+    thread falls asleep in `time.sleep` or for a lock, is heard only when that is over. A thread
+    that sleeps, and has not woken from one look here to the next, is past that moment.
+    """
+    seen: list[bytes] = []
+
+    def asleep() -> bool:
+        status = _read_bytes(f"/proc/{pid}/task/{pid}/status")
+        seen.append(
+            b"".join(re.findall(rb"^(?:State:\s+S|voluntary_ctxt_switches:).*", status, re.M))
+        )
+        return b"State:" in seen[-1] and seen[-3:].count(seen[-1]) == 3
+
+    wait_until(asleep, limit, f"the main thread of process {pid} sleeps")
+
+
 def kill_all(pids: Collection[int], sig: signal.Signals = signal.SIGKILL) -> None:
     """Send each of *pids* a signal; if nobody survives it, wait until they ended."""
     for pid in pids:
@@ -510,6 +531,12 @@ class Process:
             return found if len(found) >= count else []
 
         return self.wait(entries, limit, f"{channel!r} published {count} times")
+
+    def wait_asleep(self, channel: str, count: int = 1, limit: float = 10.0) -> list[Entry]:
+        """Wait as `wait_published`, and until who recorded it last sleeps and hears signals."""
+        entries = self.wait_published(channel, count, limit)
+        wait_asleep(entries[-1].pid, limit)
+        return entries
 
     def wait_exit(self, limit: float = 10.0) -> int:
         """Wait until the leader has ended; return its exit code, negative for a signal."""

@@ -41,6 +41,7 @@ from processes import (
     start_process,
     start_request,
     start_script,
+    wait_asleep,
     wait_gone,
     wait_line,
     wait_port,
@@ -190,6 +191,7 @@ def script(tmp_path: Path, source: str) -> list[str | Path]:
 def forking(tmp_path: Path) -> Iterator[Server]:
     """A server with two workers."""
     with run_server(script(tmp_path, FORKING), cwd=tmp_path, ready=publishes("start", 2)) as server:
+        wait_asleep(server.pid)
         yield server
 
 
@@ -374,6 +376,7 @@ def test_workers_are_children_without_the_helpers_of_multiprocessing() -> None:
         worker = int(process.wait_line(r"worker (\d+)")[1])
         assert process.workers() == [worker]
         assert set(process.children()) > {worker}
+        wait_asleep(process.pid)
         process.signal(signal.SIGINT)
         assert process.wait_exit() == -signal.SIGINT
 
@@ -457,6 +460,17 @@ def test_wait_published_has_a_limit(forking: Server) -> None:
     """What is missing is told with what there is."""
     with pytest.raises(AssertionError, match=r"(?s)'stop' published 1 times.*start"):
         forking.wait_published("stop", limit=0.05)
+
+
+@pytest.mark.parametrize("how", ["pass", "time.sleep(0.001)"])
+def test_wait_asleep_has_a_limit(how: str) -> None:
+    """A main thread that works, or never sleeps for long, is not said to sleep; nor is nobody."""
+    with start_script(f"import time\nprint('up')\nwhile True: {how}") as process:
+        process.wait_line("up")
+        with pytest.raises(AssertionError, match=rf"main thread of process {process.pid} sleeps$"):
+            wait_asleep(process.pid, 0.2)
+    with pytest.raises(AssertionError, match=r"sleeps$"):
+        wait_asleep(process.pid, 0.05)
 
 
 def test_wait_gone_has_a_limit(forking: Server) -> None:

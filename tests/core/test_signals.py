@@ -154,7 +154,7 @@ def test_what_would_kill_stops_first_and_kills_then(sig: signal.Signals, where: 
     """Where nobody claims a signal that kills, the engine exits and the status is unchanged."""
     body = CHAINED + IN_SLEEP.replace("time.sleep(30)", where)
     with start_script(script(body, handler=False), apart=True) as process:
-        process.wait_published("ready" if where == "time.sleep(30)" else "blocking")
+        process.wait_asleep("ready" if where == "time.sleep(30)" else "blocking")
         process.signal(sig)
         assert process.wait_exit() == -sig
     assert channels(process) == LIFE
@@ -175,7 +175,7 @@ def test_two_engines_are_both_stopped_before_it_kills() -> None:
     other.start()
     """
     with start_script(script(CHAINED, body, IN_SLEEP, handler=False), apart=True) as process:
-        process.wait_published("ready")
+        process.wait_asleep("ready")
         process.signal(signal.SIGTERM)
         assert process.wait_exit() == -signal.SIGTERM
     assert channels(process) == ["other start", *LIFE, "other stop", "other exit"]
@@ -186,7 +186,7 @@ def test_the_second_signal_kills_at_once() -> None:
     """While the engine exits because of SIGTERM, a second one has its default action."""
     body = 'engine.subscribe("stop", lambda: (record("stopping"), time.sleep(30)))\n'
     with start_script(script(CHAINED, body, IN_SLEEP, handler=False)) as process:
-        process.wait_published("ready")
+        process.wait_asleep("ready")
         process.signal(signal.SIGTERM)
         process.wait_published("stopping")
         process.signal(signal.SIGTERM)
@@ -211,7 +211,7 @@ def test_a_signal_that_was_put_off_outlives_the_script() -> None:
     when(lambda: outermost(frames()).f_code is nets.end_all.__code__, over.set)
     """
     with start_script(script(CHAINED, body, handler=False), apart=True) as process:
-        process.wait_published("ready")
+        process.wait_asleep("ready")
         process.signal(signal.SIGTERM)
         assert process.wait_exit() == -signal.SIGTERM
     assert channels(process) == LIFE
@@ -231,7 +231,7 @@ def test_a_signal_at_the_end_of_the_process_lets_the_stop_end() -> None:
     engine.start()
     """
     with start_script(script(body, handler=False), apart=True) as process:
-        process.wait_published("ready")
+        process.wait_asleep("ready")
         process.signal(signal.SIGTERM)
         assert process.wait_exit() == -signal.SIGTERM
     assert channels(process) == LIFE
@@ -251,7 +251,7 @@ def test_sigterm_during_a_start_that_nobody_claims() -> None:
     engine.start()
     """
     with start_script(script(CHAINED, body, handler=False)) as process:
-        process.wait_published("ready")
+        process.wait_asleep("ready")
         process.signal(signal.SIGTERM)
         process.wait_published("returned", limit=2)
         process.wait_exit()
@@ -313,7 +313,7 @@ def test_the_last_note_is_read_though_its_thread_comes_too_late() -> None:
     time.sleep(30)
     """
     with start_script(script(body), apart=True) as process:
-        process.wait_published("ready")
+        process.wait_asleep("ready")
         process.signal(signal.SIGTERM)
         assert process.wait_exit() == 143
     assert channels(process) == ["start", "SIGTERM", "drain", "stop", "exit"]
@@ -332,10 +332,10 @@ def test_a_second_signal_while_the_main_thread_waits_for_others_leaves_no_trace(
     time.sleep(30)
     """
     with start_script(script(body), apart=True) as process:
-        process.wait_published("ready")
+        process.wait_asleep("ready")
         process.signal(signal.SIGTERM)
         process.wait_published("drain")
-        process.wait_published("waiting")
+        process.wait_asleep("waiting")
         process.signal(signal.SIGTERM)
         assert process.wait_exit() == 143
     assert channels(process, "waiting") == LIFE
@@ -401,7 +401,7 @@ def test_a_handler_between_two_of_ours_is_told_once() -> None:
     time.sleep(30)
     """
     with start_script(script(body), apart=True) as process:
-        process.wait_published("ready")
+        process.wait_asleep("ready")
         process.signal(signal.SIGTERM)
         assert process.wait_exit() == 143
     assert sorted(channels(process, "told")) == sorted(["theirs", "SIGTERM", *LIFE])
@@ -446,7 +446,7 @@ def test_a_main_thread_that_waits_for_a_lock_still_hears() -> None:
     done.acquire()
     """
     with start_script(script(body)) as process:
-        process.wait_published("ready")
+        process.wait_asleep("ready")
         process.signal(signal.SIGTERM)
         assert process.wait_exit() == 0
     assert sorted(channels(process)) == sorted([*LIFE, "theirs"])
@@ -492,7 +492,7 @@ def test_an_engine_that_is_gone_is_not_asked() -> None:
     time.sleep(30)
     """
     with start_script(script(CHAINED, body, handler=False)) as process:
-        process.wait_published("ready")
+        process.wait_asleep("ready")
         process.signal(signal.SIGTERM)
         assert process.wait_exit() == -signal.SIGTERM
 
@@ -696,7 +696,7 @@ def test_a_server_that_cannot_be_held_is_not_waited_for() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
     """
     with start_script(script(CHAINED, body, IN_SLEEP, handler=False), apart=True) as process:
-        process.wait_published("ready")
+        process.wait_asleep("ready")
         process.signal(signal.SIGTERM)
         assert process.wait_exit() == 7
     assert channels(process) == LIFE

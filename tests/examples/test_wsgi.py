@@ -19,6 +19,7 @@ from processes import (
     run_server,
     start_process,
     start_request,
+    wait_asleep,
 )
 from servers.launch import LIFE
 from snippets import command, serving
@@ -129,6 +130,7 @@ def test_unready_while_it_still_serves(folder: Path) -> None:
     line, *_ = LINES
     env = {"BOOK_DRAIN_DELAY": "60"}
     with run_server(command(line), cwd=folder, env=env, ready=is_ready) as server:
+        wait_asleep(server.pid)  # in `block`
         server.signal(signal.SIGTERM)
         server.wait_published("drain")
         assert get(server.port, "/-/readyz").status == 503

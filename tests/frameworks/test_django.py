@@ -313,7 +313,7 @@ def test_engine_run_may_be_told_at_once(project: Path) -> None:
         wait = "record('waits'); engine.aborting.wait(10)"
         file.write(f"\n@engine.subscribe('start', priority=90)\ndef linger():\n    {wait}\n")
     with start_process([*MANAGE, "engine_run"], cwd=project) as process:
-        process.wait_published("waits")
+        process.wait_asleep("waits")
         process.signal(signal.SIGTERM)
         assert process.wait_exit() == 0
         assert "Traceback" not in process.output()
@@ -325,7 +325,7 @@ def test_engine_run_tells_of_a_bad_stop(project: Path) -> None:
     with (project / "shop" / "engine.py").open("a") as file:
         file.write('\n@engine.subscribe("stop", priority=1)\ndef spill():\n    1 / 0\n')
     with start_process([*MANAGE, "engine_run"], cwd=project) as process:
-        process.wait_published(STARTED)
+        process.wait_asleep(STARTED)
         process.signal(signal.SIGTERM)
         assert process.wait_exit() == 1
     assert "shop.engine.spill failed on 'stop': ZeroDivisionError" in process.output()

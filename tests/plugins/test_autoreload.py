@@ -12,7 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from processes import Entry, Process, open_files, run_script, start_process, wait_until
+from processes import (
+    Entry,
+    Process,
+    open_files,
+    run_script,
+    start_process,
+    wait_asleep,
+    wait_until,
+)
 
 from engine_bridge import Engine, EngineError, State
 from engine_bridge.core.host import STARTUP_CWD, Host
@@ -154,6 +162,7 @@ def test_a_save_restarts_the_script(backend: str, tmp_path: Path) -> None:
         (tmp_path / "helper.py").write_text("VALUE = 4\n")
         os.utime(tmp_path / "helper.py", (1, 1))
         wait_value(process, 4)
+        wait_asleep(process.pid)  # in `block`
         process.signal(signal.SIGTERM)
         assert process.wait_exit() == 0
     assert values(process) == [1, 2, 3, 4]
@@ -656,6 +665,7 @@ def test_the_program_of_the_guide_works(tmp_path: Path) -> None:
         app.write_text(program.replace("running", "anew"))
         process.wait_line("^anew")
         assert "INFO app.py changed" in process.output()
+        wait_asleep(process.pid)  # in `block`
         process.signal(signal.SIGINT)
         assert process.wait_exit() == 0
 

@@ -633,7 +633,7 @@ def test_daemonizer_undoes_a_start_whose_command_is_interrupted(
         subscribed, WAITS.replace('"start")', '"start", priority=80)'), handler=handler
     )
     with launched(source, cwd=tmp_path) as process:
-        [waiting] = process.wait_published("waiting")
+        [waiting] = process.wait_asleep("waiting")
         process.signal(sig)
         assert process.wait_exit() == -sig
         if sig != signal.SIGKILL:
@@ -685,10 +685,11 @@ def test_daemonizer_runs_no_code_of_the_program_in_the_launcher() -> None:
     """A signal that the program handles means nothing to the command that waits."""
     source = program("Daemonizer(engine).subscribe()", WAITS)
     with launched(source) as process:
-        [waiting] = process.wait_published("waiting")
+        [waiting] = process.wait_asleep("waiting")
         process.signal(signal.SIGUSR1)
         os.kill(waiting.pid, signal.SIGUSR1)
         process.wait_published("graceful")
+        process.wait_asleep("waiting")
         process.signal(signal.SIGTERM)
         assert process.wait_exit() == -signal.SIGTERM
         wait_gone(waiting.pid)

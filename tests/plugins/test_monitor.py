@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from actors import LIMIT, Call, flatten, within
-from processes import run_script, start_script, wait_until
+from processes import run_script, start_script, wait_asleep, wait_until
 
 from engine_bridge import (
     ChannelFailures,
@@ -1055,6 +1055,7 @@ def test_guide_begins_with_a_program_that_runs() -> None:
     program = guide.read_text().split("```python\n")[1].split("```")[0]
     with start_script(program) as process:
         process.wait_line("^tidying$")
+        wait_asleep(process.pid)  # in `block`
         process.signal(signal.SIGINT)
         assert process.wait_exit() == 0
         assert "Traceback" not in process.output()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import Process, start_process, wait_gone, wait_line, wait_until
+from processes import Process, start_process, wait_asleep, wait_gone, wait_line, wait_until
 
 from engine_bridge import ChannelFailures, Engine, EngineError
 from engine_bridge.core.host import Host
@@ -632,6 +632,7 @@ def test_dropprivileges_lets_logs_be_opened_anew_afterwards(folder: Path) -> Non
         """,
     ) as process:
         process.wait_line("pid")
+        wait_asleep(process.pid)  # in `block`
         own = folder / "own"
         for name in ("app", "other"):
             (own / f"{name}.log").rename(own / f"{name}.old")
@@ -660,6 +661,7 @@ def test_a_restart_after_the_drop_goes_on_as_the_user(folder: Path) -> None:
         process.signal(signal.SIGHUP)
         process.wait_line('"pid"', 2)
         assert pidfile.read_text() == f"{pid}\n"
+        wait_asleep(pid)  # in `block`
         process.signal(signal.SIGTERM)
         assert process.wait_exit() == 0
     first, second = facts(process.output())

@@ -162,7 +162,7 @@ def test_sigterm_unwinds_a_script_that_does_not_block() -> None:
         record("unwound")
     """
     with start_script(script(body), apart=True) as process:
-        process.wait_published("ready")
+        process.wait_asleep("ready")
         process.signal(signal.SIGTERM)
         assert process.wait_exit() == 143
     assert sorted(channels(process)) == sorted([*LIFE, "unwound"])
@@ -172,7 +172,7 @@ def test_sigterm_unwinds_a_script_that_does_not_block() -> None:
 def test_sigint_interrupts_a_script_that_does_not_block() -> None:
     """SIGINT raises KeyboardInterrupt in the main thread, as Python does; the engine exits once."""
     with start_script(script(ELSEWHERE), apart=True) as process:
-        process.wait_published("ready")
+        process.wait_asleep("ready")
         process.signal(signal.SIGINT)
         assert process.wait_exit() == -signal.SIGINT
     assert channels(process) == LIFE
@@ -201,7 +201,7 @@ def test_sigterm_ends_whatever_the_main_thread_waits_for(waiting: str) -> None:
     time.sleep(30)
     """
     with start_script(script(body), apart=True) as process:
-        process.wait_published("ready")
+        process.wait_asleep("ready")
         process.signal(signal.SIGTERM)
         assert process.wait_exit() == 143
     assert channels(process) == LIFE
@@ -211,7 +211,7 @@ def test_sigterm_ends_whatever_the_main_thread_waits_for(waiting: str) -> None:
 def test_a_script_that_has_not_started_dies_of_sigterm() -> None:
     """Before the engine has begun there is nothing to end: SIGTERM does what it does by default."""
     with start_script(script('record("ready")\ntime.sleep(30)')) as process:
-        process.wait_published("ready")
+        process.wait_asleep("ready")
         process.signal(signal.SIGTERM)
         assert process.wait_exit() == -signal.SIGTERM
     assert channels(process) == []
@@ -226,7 +226,7 @@ def test_a_script_that_has_stopped_still_exits_on_sigterm() -> None:
     time.sleep(30)
     """
     with start_script(script(body)) as process:
-        process.wait_published("ready")
+        process.wait_asleep("ready")
         process.signal(signal.SIGTERM)
         assert process.wait_exit() == 143
     assert channels(process) == LIFE
@@ -239,7 +239,7 @@ def test_a_script_that_has_stopped_still_exits_on_sigterm() -> None:
 def test_sigterm_during_a_start_is_honoured_at_once(body: str) -> None:
     """A start of 30 s ends when SIGTERM comes: rolled back, exited, status 143, not a word."""
     with start_script(script(body), apart=True) as process:
-        process.wait_published("starting")
+        process.wait_asleep("starting")
         process.signal(signal.SIGTERM)
         process.wait_published("returned", limit=2)
         assert process.wait_exit() == 143
@@ -250,7 +250,7 @@ def test_sigterm_during_a_start_is_honoured_at_once(body: str) -> None:
 def test_sigint_during_a_start_is_a_keyboard_interrupt() -> None:
     """A start that Ctrl-C aborts ends as any Python program that Ctrl-C ends."""
     with start_script(script(IN_START), apart=True) as process:
-        process.wait_published("starting")
+        process.wait_asleep("starting")
         process.signal(signal.SIGINT)
         assert process.wait_exit() == -signal.SIGINT
     assert channels(process) == ["start", "returned", "stop", "exit"]
@@ -293,7 +293,7 @@ def test_the_third_signal_kills(body: str) -> None:
     engine.observe(lambda record: record.level == 20 and print(record.message(), flush=True))
     """
     with start_script(script(stuck, body)) as process:
-        process.wait_published("blocking" if body == IN_BLOCK else "ready")
+        process.wait_asleep("blocking" if body == IN_BLOCK else "ready")
         process.signal(signal.SIGTERM)
         process.wait_published("stuck")
         process.signal(signal.SIGTERM)
@@ -320,7 +320,7 @@ def test_a_new_life_counts_anew() -> None:
     block()
     """
     with start_script(script(body)) as process:
-        process.wait_published("ready")
+        process.wait_asleep("ready")
         process.signal(signal.SIGTERM)
         process.wait_published("blocking")
         process.signal(signal.SIGTERM)
@@ -342,7 +342,7 @@ def test_sighup_restarts_a_detached_script_in_place(where: str) -> None:
     {where}
     """
     with start_script(script(body)) as process:
-        process.wait_published("ready")
+        process.wait_asleep("ready")
         process.signal(signal.SIGHUP)
         first, second = process.wait_published("ready", 2)
         assert (first.facts["life"], second.facts["life"]) == ("1", "2")
@@ -372,7 +372,8 @@ def test_sighup_ends_a_script_whose_terminal_went_away(tmp_path: Path) -> None:
         engine.block()
     else:
         ready()
-        time.sleep(30)
+        for _ in range(600):
+            time.sleep(0.05)  # a signal that comes just as it falls asleep is heard after it
     """
     path = tmp_path / "script.py"
     path.write_text(script(body))
@@ -461,7 +462,7 @@ def test_sigusr2_answers_in_the_midst_of_a_transition(channel: str) -> None:
     engine.exit()
     """
     with start_script(script(body)) as process:
-        process.wait_published("hanging")
+        process.wait_asleep("hanging")
         process.signal(signal.SIGUSR2)
         assert process.wait_exit() == 0
     state = {"start": "STARTING", "stop": "STOPPING", "exit": "EXITING"}[channel]
@@ -485,7 +486,7 @@ def test_sigusr2_answers_after_the_exit() -> None:
     record("ready")
     """
     with start_script(script(body)) as process:
-        process.wait_published("ready")
+        process.wait_asleep("ready", 2)
         process.signal(signal.SIGUSR2)
         assert process.wait_exit() == 0
     assert " in hangs_the_end\n" in process.output()
@@ -581,7 +582,10 @@ def test_sigusr2_answers_from_a_busy_main_thread(busy: str) -> None:
     engine.exit()
     """
     with start_script(script(body)) as process:
-        process.wait_published("busy")
+        if "acquire" in busy:
+            process.wait_asleep("busy")
+        else:
+            process.wait_published("busy")
         process.signal(signal.SIGUSR2)
         assert process.wait_exit() == 0
     assert re.search(r"thread MainThread \(\d+\):\n(  .*\n)*?.*, in works\n", process.output())
@@ -665,10 +669,11 @@ def test_a_listener_of_ones_own_decides_alone() -> None:
     handler.subscribe()
     """
     with start_script(script(body, ELSEWHERE)) as process:
-        process.wait_published("ready")
         for count in (1, 2, 3, 4):
+            process.wait_asleep("ready")
             process.signal(signal.SIGTERM)
             process.wait_published("mine", count)
+        process.wait_asleep("ready")
         process.signal(signal.SIGINT)
         assert process.wait_exit() == -signal.SIGINT
     assert channels(process) == ["start", *["mine"] * 4, *LIFE[1:]]
@@ -748,7 +753,7 @@ def test_unsubscribed_in_another_thread_it_stands_aside() -> None:
     time.sleep(30)
     """
     with start_script(script(body)) as process:
-        process.wait_published("ready")
+        process.wait_asleep("ready")
         process.signal(signal.SIGTERM)
         assert process.wait_exit() == -signal.SIGTERM
     assert channels(process) == ["start", "interrupted"]
