@@ -11,7 +11,7 @@ import pytest
 from processes import wait_until
 
 from engine_bridge import ChannelFailures, Engine
-from engine_bridge.core.flag import Flag
+from engine_bridge.core.flag import wait_for
 from engine_bridge.core.records import Record, StateChanged
 from engine_bridge.plugins import Plugin
 
@@ -180,7 +180,7 @@ def is_waiting(thread: threading.Thread) -> bool:
     frame = sys._current_frames().get(thread.ident or 0)
     while frame is not None and frame.f_code.co_filename == threading.__file__:
         frame = frame.f_back
-    return frame is not None and frame.f_code in {Flag.wait.__code__, Engine.wait.__code__}
+    return frame is not None and frame.f_code is wait_for.__code__
 
 
 def wait_blocked(call: Call, limit: float = LIMIT) -> Call:

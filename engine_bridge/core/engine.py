@@ -18,7 +18,7 @@ from . import nets, signals
 from .aio import whereabouts
 from .door import Door
 from .errors import ChannelFailures, EngineError
-from .flag import call_soon
+from .flag import call_soon, wait_for
 from .host import current_host
 from .lifecycle import Lifecycle, raise_shared
 from .records import ERROR, Message
@@ -347,7 +347,7 @@ class Engine(Lifecycle):
                     self._entered[state] != before[state] for state in wanted
                 )
 
-            self._changed.wait_for(lambda: has_come() or signals.is_unwinding(), timeout)
+            wait_for(self._changed, lambda: has_come() or signals.is_unwinding(), timeout)
             found = has_come()
         signals.unwind()
         return found

@@ -2,10 +2,15 @@
 
 import threading
 from collections.abc import Callable
+from time import monotonic
+
+from .notes import in_main_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+LISTEN = 1.0  # seconds between two moments at which a waiting main thread hears signals for sure
 
 
 class Flag:
@@ -40,7 +45,7 @@ class Flag:
         if self._is_set:
             return True
         with self._condition:
-            return self._condition.wait_for(self.is_set, timeout)
+            return wait_for(self._condition, self.is_set, timeout)
 
     async def wait_async(self, timeout: float | None = None) -> bool:
         """Suspend this task until it is set, *timeout* seconds at most; return whether it is."""
@@ -74,6 +79,26 @@ class Flag:
         with self._condition:
             if call in self._calls:
                 self._calls.remove(call)
+
+
+def wait_for(
+    condition: threading.Condition, predicate: Callable[[], bool], timeout: float | None = None
+) -> bool:
+    """
+    Do as `condition.wait_for`, and hear signals in the main thread.
+
+    A signal that comes just as the thread falls asleep, or that the kernel hands to another one,
+    does not wake it. So it wakes by itself, every second.
+    """
+    if not in_main_thread():
+        return condition.wait_for(predicate, timeout)
+    deadline = None if timeout is None else monotonic() + timeout
+    while not (found := predicate()):
+        left = LISTEN if deadline is None else deadline - monotonic()
+        if left <= 0:
+            break
+        condition.wait(min(left, LISTEN))
+    return found
 
 
 def call_soon(loop: "Any", function: Callable[..., object], *args: object) -> None:

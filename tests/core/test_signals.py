@@ -452,6 +452,32 @@ def test_a_main_thread_that_waits_for_a_lock_still_hears() -> None:
     assert sorted(channels(process)) == sorted([*LIFE, "theirs"])
 
 
+HELD_BY = {
+    "start": """
+        engine.subscribe("start", lambda: engine.aborting.wait(30), priority=60)
+        engine.start()
+    """,
+    "wait": "engine.start(); engine.wait(State.EXITING)",
+    "draining": "engine.start(); engine.draining.wait(30)",
+}
+
+
+@pytest.mark.parametrize("held", HELD_BY)
+def test_a_signal_that_does_not_wake_the_main_thread_is_heard(held: str) -> None:
+    """Waiting for the engine it wakes by itself: a signal may come as it falls asleep."""
+    body = """
+    def tell():  # a handler runs in the main thread, which this does not wake
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+    when(lambda: engine._changed._waiters, tell)
+    """
+    with start_script(script(body, HELD_BY[held]), apart=True) as process:
+        assert process.wait_exit() == 143
+    expected = ["start", "stop", "exit"] if held == "start" else LIFE
+    assert channels(process) == expected
+    assert process.errors() == ""
+
+
 # left alone
 
 
