@@ -125,11 +125,12 @@ class ThreadCaller:
 
     async def call(self, life: "Life", listener: Listener, deadline: float, abort: Flag) -> None:
         """Run *listener* and, if it is async, see it to its end on the life's loop."""
-        result = None if listener.is_async else listener.call()
-        if listener.is_async or hasattr(result, "__await__"):
-            error = life.run(_limited(life, listener, result, deadline, abort), deadline)
-            if error is not None:
-                raise error
+        begin = _left_to_await(life, listener)
+        if begin is None:
+            return
+        error = life.run(_limited(life, listener, begin, deadline, abort), deadline)
+        if error is not None:
+            raise error
 
 
 class TaskCaller:
@@ -144,27 +145,40 @@ class TaskCaller:
 
     async def call(self, life: "Life", listener: Listener, deadline: float, abort: Flag) -> None:
         """Run *listener* and, if it is async, await its end on the life's loop."""
-        result = None if listener.is_async else listener.call()
-        if listener.is_async or hasattr(result, "__await__"):
-            limited = _limited(life, listener, result, deadline, abort)
-            loop = life.usable_loop() or self.loop
-            if loop is self.loop:
-                error = await limited
-            else:
-                import asyncio
+        begin = _left_to_await(life, listener)
+        if begin is None:
+            return
+        limited = _limited(life, listener, begin, deadline, abort)
+        loop = life.usable_loop() or self.loop
+        if loop is self.loop:
+            error = await limited
+        else:
+            import asyncio
 
-                error = await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(limited, loop))
-            if error is not None:
-                raise error
+            error = await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(limited, loop))
+        if error is not None:
+            raise error
 
 
 Caller = ThreadCaller | TaskCaller
 
 
+def _left_to_await(life: "Life", listener: Listener) -> "Callable[[], Awaitable[Any]] | None":
+    """Call *listener*, unless it is async; return what gives an awaitable, if there is one."""
+    life.awaits = listener.is_async
+    if listener.is_async:
+        return listener.call
+    result = listener.call()
+    if not hasattr(result, "__await__"):
+        return None
+    life.awaits = True
+    return lambda: result
+
+
 async def _limited(
     life: "Life",
     listener: Listener,
-    result: "Awaitable[Any] | None",
+    begin: "Callable[[], Awaitable[Any]]",
     deadline: float,
     abort: Flag,
 ) -> BaseException | None:
@@ -178,7 +192,7 @@ async def _limited(
     from .stacks import coroutine_stack
 
     loop = asyncio.get_running_loop()
-    guarded = _guarded(listener.call() if result is None else result)
+    guarded = _guarded(begin())
     in_life_task = getattr(listener.call, "in_life_task", False)
     task = loop.create_task(life.in_life_task(guarded) if in_life_task else guarded)
     life.running = guarded

@@ -37,7 +37,8 @@ class Life:
         self.announced = False  # `drain` has been published
         self.settled = Flag(condition)  # the drain is over: nothing in flight, or told to hurry
         self.over = Flag(condition)
-        self.running: Coroutine[Any, Any, Any] | None = None  # the async listener of this moment
+        self.awaits = False  # the listener of this moment is async: its loop is to end it in time
+        self.running: Coroutine[Any, Any, Any] | None = None  # that listener, once it has begun
         self._stop = stop
         self._warn = warn
         self._life_task: LifeTask | None = None
@@ -56,6 +57,11 @@ class Life:
         if own is not None and not own.ending:
             return own.loop
         return self.loop if self.loop is not None and self.loop.is_running() else None
+
+    @property
+    def grace(self) -> float:
+        """Seconds past its limit in which the present listener may be ended by its loop."""
+        return OTHER_LOOP_GRACE if self.awaits else 0.0
 
     def run(
         self, coroutine: "Coroutine[Any, Any, BaseException | None]", deadline: float

@@ -173,7 +173,7 @@ class Watch:
             if now - transition.since >= self._slow_after and not transition.reported:
                 transition.reported = True
                 self._report(listener, left_behind=False)
-            if self._life().running is None and now >= transition.last_moment(self._slow_after):
+            if self._life().running is None and now >= self._patience_ends():
                 self._report(listener, left_behind=True)
                 self.took_over = True
                 self._take_over(transition)
@@ -184,12 +184,16 @@ class Watch:
         transition, now = self._transition, monotonic()
         if transition.listener is None:
             return self._pause
-        due = transition.last_moment(self._slow_after)
+        due = self._patience_ends()
         if not transition.reported:
             due = min(due, transition.since + self._slow_after)
         elif self._life().running is not None:
             due = max(due, now + self._slow_after)  # an async listener is ended by its own limit
         return min(max(due - now, 0.001), self._pause)
+
+    def _patience_ends(self) -> float:
+        """Return when the present listener is left behind: one on a busy loop has longer."""
+        return self._transition.last_moment(self._slow_after) + self._life().grace
 
     def _report(self, listener: Listener, *, left_behind: bool) -> None:
         transition = self._transition

@@ -452,6 +452,37 @@ def test_async_listener_is_cancelled_past_the_budget(
     engine.exit()
 
 
+@pytest.mark.parametrize("how", ["coroutine function", "function that returns an awaitable"])
+def test_async_listener_whose_loop_is_busy_is_not_left_behind(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loop that comes to it only past the budget ends it all the same, and nothing runs on."""
+    monkeypatch.setattr("engine_bridge.core.life.OTHER_LOOP_GRACE", LIMIT)
+    engine = impatient()
+    ended: list[asyncio.Event] = []
+
+    async def endless() -> None:
+        event = asyncio.Event()
+        try:
+            await event.wait()
+        finally:
+            ended.append(event)
+
+    def returns_it() -> object:
+        return endless()
+
+    engine.subscribe("start", lambda: asyncio.sleep(0))  # so that there is a loop
+    engine.subscribe("stop", endless if how == "coroutine function" else returns_it)
+    engine.start()
+    assert engine.loop is not None
+    engine.loop.call_soon_threadsafe(threading.Event().wait, 2 * BUDGET)
+    [timeout] = timeouts(Call(engine.stop).end().error)
+    assert "was cancelled" in str(timeout)
+    assert ended
+    assert engine.alive
+    engine.exit()
+
+
 @pytest.mark.parametrize("where", ["thread", "loop"])
 def test_async_listener_that_swallows_its_cancellation(where: str, notes: list[str]) -> None:
     """It is left behind after a moment of grace; the others run, and all are told."""
