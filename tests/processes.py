@@ -325,13 +325,36 @@ def wait_asleep(pid: int, limit: float = 10.0) -> None:
     seen: list[bytes] = []
 
     def asleep() -> bool:
-        status = _read_bytes(f"/proc/{pid}/task/{pid}/status")
-        seen.append(
-            b"".join(re.findall(rb"^(?:State:\s+S|voluntary_ctxt_switches:).*", status, re.M))
-        )
-        return b"State:" in seen[-1] and seen[-3:].count(seen[-1]) == 3
+        seen.append(_sleep(pid, pid))
+        return bool(seen[-1]) and seen[-3:].count(seen[-1]) == 3
 
     wait_until(asleep, limit, f"the main thread of process {pid} sleeps")
+
+
+def all_asleep(pids: Collection[int]) -> bool:
+    """Whether there was a moment in which all threads of *pids* slept."""
+    first = _sleeps(pids)
+    return all(first.values()) and first == _sleeps(pids)  # none has woken between the two looks
+
+
+def _sleeps(pids: Collection[int]) -> dict[int, bytes]:
+    tasks = [(pid, task) for pid in pids for task in _tasks(pid)]
+    return {task: _sleep(pid, task) for pid, task in tasks}
+
+
+def _tasks(pid: int) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    except FileNotFoundError:
+        return []
+
+
+def _sleep(pid: int, task: int) -> bytes:
+    """Return a mark of the sleep that a thread is in, another one for each; nothing if it is up."""
+    status = _read_bytes(f"/proc/{pid}/task/{task}/status")
+    if not re.search(rb"^State:\s+S", status, re.M):
+        return b""
+    return b"".join(re.findall(rb"^voluntary_ctxt_switches:.*", status, re.M))
 
 
 def kill_all(pids: Collection[int], sig: signal.Signals = signal.SIGKILL) -> None:

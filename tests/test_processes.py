@@ -23,6 +23,7 @@ from loadclient import Connection, outcome_of
 from processes import (
     Client,
     Server,
+    all_asleep,
     answers,
     assert_once,
     attempt,
@@ -471,6 +472,29 @@ def test_wait_asleep_has_a_limit(how: str) -> None:
             wait_asleep(process.pid, 0.2)
     with pytest.raises(AssertionError, match=r"sleeps$"):
         wait_asleep(process.pid, 0.05)
+
+
+def test_all_asleep_looks_at_each_thread(tmp_path: Path) -> None:
+    """A thread that works beside a main thread that sleeps counts, until it sleeps as well."""
+    source = """
+        import os, threading, time
+
+        def work():
+            while not os.path.exists("release"):
+                pass
+            time.sleep(30)
+
+        threading.Thread(target=work, daemon=True).start()
+        print("up")
+        time.sleep(30)
+    """
+    with start_script(source, cwd=tmp_path) as process:
+        process.wait_line("up")
+        wait_asleep(process.pid)
+        assert not any(all_asleep([process.pid]) for _ in range(100))
+        (tmp_path / "release").touch()
+        process.wait(lambda: all_asleep([process.pid]), 5, "both sleep")
+    assert all_asleep([process.pid]), "who is gone keeps nobody up"
 
 
 def test_wait_gone_has_a_limit(forking: Server) -> None:

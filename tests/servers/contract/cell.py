@@ -14,6 +14,7 @@ from processes import (
     Process,
     Server,
     accepts,
+    all_asleep,
     attempt,
     exists,
     kill_all,
@@ -184,9 +185,11 @@ def _warm_up(mode: Mode, server: Server, at_once: bool) -> set[int]:
 
 
 def _settle(mode: Mode, server: Server) -> None:
-    """Wait until all its processes sleep, if that makes a difference."""
+    """Wait until all threads of all its processes sleep, if that makes a difference."""
     if mode.settles:
-        server.wait(lambda: all(info.state == "S" for info in server.family()), LIMIT, "it sleeps")
+        server.wait(
+            lambda: all_asleep([info.pid for info in server.family()]), LIMIT, "all of it sleeps"
+        )
 
 
 def _wait_served(server: Server, count: int) -> set[int]:

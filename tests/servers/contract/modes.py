@@ -38,7 +38,7 @@ WORKERS = {
     **dict.fromkeys(["hup", "worker-term", "worker-kill", "restart"], ROLLS),
     "main-kill": ORPHANS,
 }
-LIMIT = "30"  # requests; a new worker is to serve until the end of its cell
+LIMIT = "30"  # requests; a new worker, too, may have had them before the end of its cell
 RECYCLED = {"max-requests": ROLLS}
 
 
@@ -68,7 +68,7 @@ class Mode:
             answers.
         hands_on: Whether its main thread hands each request on to another. A KeyboardInterrupt amid
             that closes the connection; when it answers the next request it is through.
-        settles: Whether a worker counts as busy for a moment after its answer.
+        settles: Whether it matters that a worker is busy for a moment after its answer.
         replaces_one: Whether `restart()` replaces no worker but the one that asks.
         deaf: Whether orphans ignore SIGTERM, so that they must be killed.
         reports_failure: What the output says when a start failed that the main process outlives.
@@ -440,6 +440,8 @@ UWSGI = [
     *("uwsgi", "--plugin", "python3", "--http-socket", "127.0.0.1:{port}", "--enable-threads"),
     *("--wsgi", "{app}", "{options}"),
 ]
+# Workers that leave early are held back for two seconds; told to go meanwhile, uWSGI never leaves.
+UWSGI_RECYCLES = ("--max-requests", LIMIT, "--min-worker-lifetime", "1", "--forkbomb-delay", "0")
 # With `--die-on-term` SIGQUIT is what SIGTERM was: a reload that waits for nobody.
 UWSGI_WORKERS = WORKERS | RECYCLED | {"quit": ROLLS, "main-kill": NOTICED}
 
@@ -449,7 +451,7 @@ def uwsgi(name: str, *words: str, **facts: object) -> Mode:
     given: dict[str, object] = {
         "follows": UWSGI_WORKERS,
         "workers": 2,
-        "options": {"max-requests": ["--max-requests", LIMIT, "--min-worker-lifetime", "1"]},
+        "options": {"max-requests": [*UWSGI_RECYCLES]},
         "settles": True,
         "command": [*UWSGI, *words],
         **facts,
@@ -573,6 +575,7 @@ MOD_WSGIS = [
         GLOBAL,
         workers=1,
         follows=WORKERS | {"worker-term": IGNORED, "restart": REFUSES},
+        settles=True,  # told to go while a thread of it closes a connection, it may crash
     ),
 ]
 
