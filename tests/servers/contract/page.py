@@ -79,8 +79,8 @@ def _rows(
 ) -> Iterator[str]:
     first, second = [f"**{mode.name or mode.family}**"], ["*alone*"]
     for event in events:
-        shown = text(ours[event], "ours") if event in ours else ""
-        other = text(alone[event], "alone") if event in ours and event in alone else ""
+        shown = text(event, ours[event], "ours") if event in ours else ""
+        other = text(event, alone[event], "alone") if event in ours and event in alone else ""
         first.append(f"{shown}{_letters(mode, event)}" if shown else "")
         second.append(f"*{other}*" if other not in {"", shown} else "")
     yield _row(*first)
@@ -92,12 +92,14 @@ def _row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def text(cell: Cell, who: str) -> str:
+def text(event: str, cell: Cell, who: str) -> str:
     """Return a cell in a few characters."""
     if cell["follows"] == HANGS:
         return HANGS
     lives = 2 if cell["follows"] == AGAIN else 1
-    words = [_life(cell["published"], " ".join([LIVES[who]] * lives))]
+    words = []
+    if event != "failing-start":  # of which nothing comes to life
+        words.append(_life(cell["published"], " ".join([LIVES[who]] * lives)))
     if cell["status"] is not None:
         words.append(str(cell["status"]).replace("-", MINUS))
     words.append(AFTERWARDS.get(cell["follows"], ""))
@@ -107,7 +109,7 @@ def text(cell: Cell, who: str) -> str:
 
 
 def _life(published: dict[str, list[str]], life: str) -> str:
-    sequences = [each for role in published.values() for each in role if "failed" not in each]
+    sequences = [each for role in published.values() for each in role]
     if any(each != life and _is_too_much(each, life) for each in sequences) or "main" in published:
         return "2"
     if any(each != life for each in sequences):
