@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -316,6 +317,22 @@ def test_no_leaks_names_all_that_is_left() -> None:
     assert "forgotten" in found
     assert f"descriptor {file}: pipe:" in found
     assert len(rest) == 3
+
+
+def test_no_leaks_gives_a_turn_to_what_a_busy_loop_held_up() -> None:
+    """Time in which the loop did nothing else is no time to go."""
+
+    async def end_late() -> None:
+        await asyncio.sleep(0.002)  # until the tasks are looked at
+        time.sleep(0.05)  # blocks the loop until the moment has passed
+        await asyncio.sleep(0.001)
+
+    async def main() -> None:
+        async with no_leaks(moment=0.01):
+            ending = asyncio.create_task(end_late())
+        ending.result()
+
+    asyncio.run(main())
 
 
 def test_no_leaks_sees_tasks_of_the_loop() -> None:

@@ -77,14 +77,20 @@ def left(look: Look, before: Found, moment: float = MOMENT) -> Found:
 
 
 def _looks(look: Look, before: Found, moment: float) -> Iterator[Found]:
-    """Yield what is new until there is nothing, or the time is up; the last one counts."""
+    """
+    Yield what is new until there is nothing, or the time is up; the last one counts.
+
+    The last look comes after a pause that ended late: on a busy machine the time may pass without
+    what is just ending having had its turn.
+    """
     deadline = time.monotonic() + moment
-    collected = False
+    collected = is_last = False
     while True:
         found = {key: name for key, name in look().items() if key not in before}
         yield found
-        if not found or (collected and time.monotonic() > deadline):
+        if not found or is_last:
             return
+        is_last = collected and time.monotonic() > deadline
         if not collected:
             gc.collect()  # what only a cycle still holds is no leak
             collected = True
