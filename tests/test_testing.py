@@ -335,6 +335,17 @@ def test_no_leaks_gives_a_turn_to_what_a_busy_loop_held_up() -> None:
     asyncio.run(main())
 
 
+def test_no_leaks_looks_last_after_a_pause_that_began_late() -> None:
+    """A pause that takes all the time there is gives nobody a turn."""
+    pauses: list[float] = []
+    deadline = time.monotonic() + 0.2
+    for _ in leaks._looks(lambda: {"always": "there"}, {}, 0.2):
+        pauses.append(time.monotonic())
+        if len(pauses) == 2:
+            time.sleep(0.3)
+    assert pauses[-2] > deadline  # the last one follows the last look
+
+
 def test_no_leaks_sees_tasks_of_the_loop() -> None:
     """`async with` names tasks too, and lets those end that are about to."""
 

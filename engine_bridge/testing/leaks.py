@@ -80,17 +80,18 @@ def _looks(look: Look, before: Found, moment: float) -> Iterator[Found]:
     """
     Yield what is new until there is nothing, or the time is up; the last one counts.
 
-    The last look comes after a pause that ended late: on a busy machine the time may pass without
-    what is just ending having had its turn.
+    The last look comes after a pause that began late: on a busy machine one pause may take all the
+    time there is, and what is just ending had no turn.
     """
     deadline = time.monotonic() + moment
     collected = is_last = False
     while True:
         found = {key: name for key, name in look().items() if key not in before}
+        is_late = time.monotonic() > deadline
         yield found
         if not found or is_last:
             return
-        is_last = collected and time.monotonic() > deadline
+        is_last = collected and is_late
         if not collected:
             gc.collect()  # what only a cycle still holds is no leak
             collected = True
