@@ -338,8 +338,7 @@ def all_asleep(pids: Collection[int]) -> bool:
 
 
 def _sleeps(pids: Collection[int]) -> dict[int, bytes]:
-    tasks = [(pid, task) for pid in pids for task in _tasks(pid)]
-    return {task: _sleep(pid, task) for pid, task in tasks}
+    return {task: _sleep(pid, task) for pid in pids for task in _tasks(pid)}
 
 
 def _tasks(pid: int) -> list[int]:

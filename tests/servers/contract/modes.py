@@ -441,7 +441,7 @@ UWSGI = [
     *("--wsgi", "{app}", "{options}"),
 ]
 # Workers that leave early are held back for two seconds; told to go meanwhile, uWSGI never leaves.
-UWSGI_RECYCLES = ("--max-requests", LIMIT, "--min-worker-lifetime", "1", "--forkbomb-delay", "0")
+UWSGI_RECYCLES = ["--max-requests", LIMIT, "--min-worker-lifetime", "1", "--forkbomb-delay", "0"]
 # With `--die-on-term` SIGQUIT is what SIGTERM was: a reload that waits for nobody.
 UWSGI_WORKERS = WORKERS | RECYCLED | {"quit": ROLLS, "main-kill": NOTICED}
 
@@ -451,7 +451,7 @@ def uwsgi(name: str, *words: str, **facts: object) -> Mode:
     given: dict[str, object] = {
         "follows": UWSGI_WORKERS,
         "workers": 2,
-        "options": {"max-requests": [*UWSGI_RECYCLES]},
+        "options": {"max-requests": UWSGI_RECYCLES},
         "settles": True,
         "command": [*UWSGI, *words],
         **facts,
